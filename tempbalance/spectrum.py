@@ -1,0 +1,394 @@
+"""Eigenvalues of W W^H for every window, batched and within a memory budget.
+
+The eigenvalues come from a Gram matrix of the shorter side rather than from an SVD, which costs
+less than half as much. A float32 Gram matrix loses what is small against the largest eigenvalue
+(an error of up to 6e-8 of it), so the caller looks at the spectrum and asks for float64 on those
+windows where it matters (:func:`needs_float64`).
+
+On a CPU the windows are cut into jobs for a pool of threads, each of them pinned to one thread of
+its own; on an accelerator windows of one shape, from whichever layer, go into one call.
+
+Legend: P positions and S slices of a layer, k eigenvalues of a window, all ascending in k.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import glob
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tempbalance.farms import Grid
+
+# Below this share of a window's largest eigenvalue float32 has lost what alpha needs: the error of
+# ln(lambda) is at most 6e-8 * lambda_max / lambda, 6e-5 here, and that of alpha is smaller.
+FLOAT32_FLOOR = 1e-3
+# Below this share float32 cannot tell an eigenvalue from zero. A square matrix with nothing wrong
+# has 0.02% of its eigenvalues there, so only more than ZERO_SHARE of them is a reason to look again
+# (fewer move alpha by less than 3e-4 when they are miscounted).
+FLOAT32_ZERO = 1.2e-7
+ZERO_SHARE = 1e-3
+# Work of one job of the pool: small enough to balance two threads, large enough to hide Python.
+_JOB_FLOPS = 2e8
+# From this size on half of the Gram matrix is worth not computing.
+_BLOCKED = 192
+# torch.linalg refuses batches of 65,536 on CUDA; half of it is safe.
+_MAX_BATCH = 32_768
+
+
+@dataclass(frozen=True)
+class Task:
+    """One layer's windows: ``slices`` (S, rows, cols) in any dtype, and where to look.
+
+    ``scale`` () is the power of two that brings the largest entry near 1, so that neither tiny nor
+    huge weights under- or overflow when squared; 0 marks a layer with a value that is not finite.
+    """
+
+    slices: Tensor
+    grid: Grid
+    scale: Tensor
+
+
+def unit_scale(tensor: Tensor) -> Tensor:
+    """The power of two near 1 / max|entry|: float64, shape (), on the tensor's device, no sync.
+
+    1 for an all-zero tensor and 0 for one with a NaN or an infinity.
+    """
+    largest = torch.linalg.vector_norm(tensor, float("inf")).double()
+    scale = torch.exp2(-torch.floor(torch.log2(largest)))
+    scale = torch.where(largest == 0, torch.ones_like(scale), scale)
+    return torch.where(torch.isfinite(largest), scale, torch.zeros_like(scale))
+
+
+def spectra(
+    tasks: Sequence[Task], budget: int, progress: Callable[[float], None] | None = None
+) -> list[Tensor]:
+    """Eigenvalues of every window of each task in float32: a list of (P, S, k), ascending in k.
+
+    They belong to the scaled weight: divide by ``scale ** 2`` for those of the weight itself.
+    Nothing is dropped but windows of zeros: float32 cannot tell a tiny eigenvalue from a zero, and
+    :func:`needs_float64` says when that matters; until then rounding below zero is lifted to a
+    positive floor. Windows that the solver could not do are NaN.
+
+    Args:
+        budget: bound on the extra memory, in bytes; a single window is never split.
+        progress: called with the share of the work (0 to 1) that a finished job was.
+    """
+    return _compute([(task, None) for task in tasks], budget, torch.float32, progress)
+
+
+def spectra_float64(tasks: Sequence[tuple[Task, Tensor, Tensor]], budget: int) -> list[Tensor]:
+    """The windows marked in ``mask`` (P, S) redone in float64, the others kept from (P, S, k).
+
+    ``tasks`` holds (task, float32 eigenvalues, mask). In what is redone, all that is zero to
+    rounding is exactly 0.
+    """
+    redone = _compute([(task, mask) for task, _, mask in tasks], budget, torch.float64, None)
+    return [
+        torch.where(mask.unsqueeze(-1), new, old.double())
+        for new, (_, old, mask) in zip(redone, tasks, strict=True)
+    ]
+
+
+def _settle(values: Tensor) -> Tensor:
+    """Ascending eigenvalues (..., k) with rounding around zero settled, by their precision."""
+    top = values[..., -1:].clamp_min(0.0)
+    if values.dtype != torch.float64:
+        return torch.maximum(values, top * 1e-9)
+    floor = top * (values.shape[-1] * torch.finfo(torch.float64).eps)
+    return torch.where(values <= floor, torch.zeros_like(values), values)  # NaN stays
+
+
+def needs_float64(eigenvalues: Tensor, xmin: Tensor) -> Tensor:
+    """Windows of (P, S, k) whose float32 error could reach alpha: a mask (P, S).
+
+    ``xmin`` (P,) or (1,), the lower end of the fitted tail: what lies above it enters alpha.
+    """
+    top = eigenvalues[..., -1]
+    low = ~(xmin.unsqueeze(-1) >= FLOAT32_FLOOR * top)  # also where xmin is NaN
+    lost = eigenvalues < FLOAT32_ZERO * top.unsqueeze(-1)
+    many = lost.sum() > ZERO_SHARE * eigenvalues.numel()
+    failed = torch.isnan(top)
+    return ((low | (many & lost.any(-1))) & (top > 0)) | failed
+
+
+# --- one window shape ----------------------------------------------------------------------------
+
+
+def _eigenvalues(windows: Tensor) -> Tensor:
+    """(B, h, w) -> (B, min(h, w)) eigenvalues of the Gram matrix of the shorter side, ascending."""
+    height, width = windows.shape[-2:]
+    a = windows if height >= width else windows.mH  # (B, n, k), n >= k
+    if windows.is_cuda and windows.is_complex():
+        # Batched complex64 eigensolvers on CUDA have an open defect (pytorch#192483).
+        a = a.to(torch.complex128)
+    return torch.linalg.eigvalsh(_upper_gram(a), UPLO="U")
+
+
+def _upper_gram(a: Tensor) -> Tensor:
+    """A^H A for (B, n, k); of the part below the diagonal only small blocks are filled."""
+    k = a.shape[-1]
+    if k < _BLOCKED or a.is_cuda:
+        return a.mH @ a
+    gram = a.new_zeros(*a.shape[:-2], k, k)
+    _fill_upper(a, gram)
+    return gram
+
+
+def _fill_upper(a: Tensor, gram: Tensor) -> None:
+    k = a.shape[-1]
+    if k < _BLOCKED:
+        torch.matmul(a.mH, a, out=gram) if gram.is_contiguous() else gram.copy_(a.mH @ a)
+        return
+    half = k // 2
+    left, right = a[..., :half], a[..., half:]
+    _fill_upper(left, gram[..., :half, :half])
+    gram[..., :half, half:] = left.mH @ right
+    _fill_upper(right, gram[..., half:, half:])
+
+
+def _prepare(windows: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """Windows (..., h, w) of any dtype, flattened, scaled and converted: (B, h, w)."""
+    target = dtype.to_complex() if windows.is_complex() else dtype
+    flat = windows.to(target).reshape(-1, *windows.shape[-2:])
+    flat = flat * scale.to(dtype)
+    # A layer with a value that is not finite has scale 0: it must not stop the solver.
+    return torch.nan_to_num(flat, 0.0, 0.0, 0.0) if windows.is_cuda else flat
+
+
+# --- all layers ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Job:
+    """Windows ``start:stop`` of slices ``chosen`` of a task, written to ``out[start:stop]``."""
+
+    task: Task
+    start: int
+    stop: int
+    out: Tensor  # (P, S, k)
+    dtype: torch.dtype
+    chosen: Tensor | range  # indices, or consecutive ones, which are read as a view
+
+    @property
+    def windows(self) -> int:
+        return (self.stop - self.start) * len(self.chosen)
+
+    @property
+    def flops(self) -> float:
+        return self.windows * _flops(self.task)
+
+    @property
+    def _index(self) -> Tensor | slice:
+        c = self.chosen
+        return slice(c.start, c.stop) if isinstance(c, range) else c
+
+    def gather(self) -> Tensor:
+        windows = self.task.grid.gather(self.task.slices[self._index], self.start, self.stop)
+        return _prepare(windows, self.task.scale, self.dtype)
+
+    def write(self, values: Tensor) -> None:
+        shape = (self.stop - self.start, -1, values.shape[-1])
+        values = _settle(values.reshape(shape).to(self.dtype))
+        self.out[self.start : self.stop, self._index] = values
+
+
+_Work = tuple[Task, Tensor, Tensor | None]  # a task, where its eigenvalues go, which windows
+
+
+def _flops(task: Task) -> float:
+    """Floating-point operations of one window: Gram matrix and tridiagonalization."""
+    k, n = task.grid.eigenvalues, max(task.grid.height, task.grid.width)
+    return (4.0 if task.slices.is_complex() else 1.0) * (k * k * n + 4 / 3 * k**3)
+
+
+def _bytes(task: Task, dtype: torch.dtype) -> int:
+    """Extra memory of one window: the copy, the Gram matrix, and the solver's own copy of it."""
+    size = torch.finfo(dtype).bits // 8 * (2 if task.slices.is_complex() else 1)
+    k, n = task.grid.eigenvalues, max(task.grid.height, task.grid.width)
+    return size * (2 * n * k + 2 * k * k)
+
+
+def _jobs(
+    task: Task, out: Tensor, mask: Tensor | None, dtype: torch.dtype, size: int
+) -> list[_Job]:
+    """The task's windows in jobs of about ``size`` windows."""
+    slices, positions = task.slices.shape[0], task.grid.positions
+    if mask is not None:  # few windows: a job a position, of the marked slices only
+        return [
+            _Job(task, p, p + 1, out, dtype, part)
+            for p in range(positions)
+            for part in mask[p].nonzero().flatten().split(size)
+            if len(part)
+        ]
+    if slices > size:
+        return [
+            _Job(task, p, p + 1, out, dtype, range(s, min(s + size, slices)))
+            for p in range(positions)
+            for s in range(0, slices, size)
+        ]
+    step = max(1, size // slices)
+    return [
+        _Job(task, p, min(p + step, positions), out, dtype, range(slices))
+        for p in range(0, positions, step)
+    ]
+
+
+def _compute(
+    tasks: Sequence[tuple[Task, Tensor | None]],
+    budget: int,
+    dtype: torch.dtype,
+    progress: Callable[[float], None] | None,
+) -> list[Tensor]:
+    outs: list[Tensor] = []
+    on_cpu: list[_Work] = []
+    on_device: list[_Work] = []
+    for task, mask in tasks:
+        shape = (task.grid.positions, task.slices.shape[0], task.grid.eigenvalues)
+        out = torch.full(shape, float("nan"), dtype=dtype, device=task.slices.device)
+        outs.append(out)
+        (on_cpu if task.slices.device.type == "cpu" else on_device).append((task, out, mask))
+    if on_cpu:
+        _compute_cpu(on_cpu, budget, dtype, progress)
+    if on_device:
+        _compute_batched(on_device, budget, dtype, progress)
+    return outs
+
+
+def _compute_batched(
+    tasks: list[_Work], budget: int, dtype: torch.dtype, progress: Callable[[float], None] | None
+) -> None:
+    """Windows of one shape from all layers in one call, in chunks of the budget."""
+    by_shape: dict[tuple[object, ...], list[_Job]] = {}
+    for task, out, mask in tasks:
+        size = min(_MAX_BATCH, max(1, budget // _bytes(task, dtype)))
+        key = (task.grid.height, task.grid.width, task.slices.is_complex(), task.slices.device)
+        by_shape.setdefault(key, []).extend(_jobs(task, out, mask, dtype, size))
+    jobs_flops = sum(job.flops for jobs in by_shape.values() for job in jobs)
+    for jobs in by_shape.values():
+        limit = min(_MAX_BATCH, max(1, budget // _bytes(jobs[0].task, dtype)))
+        for chunk in _chunks(jobs, limit):
+            values = _eigenvalues(torch.cat([job.gather() for job in chunk]))
+            for job, part in zip(chunk, values.split([j.windows for j in chunk]), strict=True):
+                job.write(part)
+            _report(progress, chunk, jobs_flops)
+
+
+def _chunks(jobs: Iterable[_Job], limit: int) -> Iterator[list[_Job]]:
+    """Consecutive jobs of at most ``limit`` windows together."""
+    chunk: list[_Job] = []
+    for job in jobs:
+        if chunk and sum(j.windows for j in chunk) + job.windows > limit:
+            yield chunk
+            chunk = []
+        chunk.append(job)
+    if chunk:
+        yield chunk
+
+
+def _compute_cpu(
+    tasks: list[_Work], budget: int, dtype: torch.dtype, progress: Callable[[float], None] | None
+) -> None:
+    workers = torch.get_num_threads() if _pin_thread_calls() else 1
+    largest = max(_bytes(task, dtype) for task, _, _ in tasks)
+    workers = max(1, min(workers, budget // largest))
+    jobs: list[_Job] = []
+    for task, out, mask in tasks:
+        if not task.scale:  # not finite: stays NaN
+            continue
+        size = min(_JOB_FLOPS / _flops(task), budget / workers / _bytes(task, dtype))
+        jobs += _jobs(task, out, mask, dtype, max(1, int(size)))
+    jobs.sort(key=lambda job: job.flops, reverse=True)
+    total = sum(job.flops for job in jobs)
+    if workers == 1 or len(jobs) == 1:
+        for job in jobs:
+            _report(progress, [_run(job)], total)
+        return
+    with ThreadPoolExecutor(workers, "tempbalance", initializer=_pin_this_thread) as pool:
+        for done in pool.map(_run, jobs):
+            _report(progress, [done], total)
+
+
+def _report(progress: Callable[[float], None] | None, jobs: Iterable[_Job], total: float) -> None:
+    if progress is not None:
+        progress(sum(job.flops for job in jobs) / total)
+
+
+@torch.no_grad()  # per thread
+def _run(job: _Job) -> _Job:
+    windows = job.gather()
+    try:
+        values = _eigenvalues(windows)
+    except torch.linalg.LinAlgError:
+        values = _one_by_one(windows)
+    job.write(values)
+    return job
+
+
+def _one_by_one(windows: Tensor) -> Tensor:
+    """The same, with NaN for a window whose eigenvalues do not converge."""
+    rows = []
+    for window in windows:
+        try:
+            rows.append(_eigenvalues(window.unsqueeze(0))[0])
+        except torch.linalg.LinAlgError:
+            rows.append(window.abs().new_full((min(window.shape),), float("nan")))
+    return torch.stack(rows)
+
+
+# --- precision and threads -----------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def full_precision(device_type: str) -> Iterator[None]:
+    """Matrix products in IEEE float32 (no TF32, no bf16) and without autocast, then as before.
+
+    A user's ``torch.set_float32_matmul_precision("high")`` would square its error in the Gram.
+    """
+    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
+    before = [backend.fp32_precision for backend in backends]
+    try:
+        for backend, value in zip(backends, before, strict=True):
+            if value != "ieee":
+                backend.fp32_precision = "ieee"
+        with torch.autocast(device_type, enabled=False):
+            yield
+    finally:
+        for backend, value in zip(backends, before, strict=True):
+            if value != "ieee":
+                backend.fp32_precision = value
+
+
+@functools.cache
+def _pin_thread_calls() -> tuple[Callable[[int], object], ...]:
+    """Calls that set the number of threads for the calling thread alone; empty where unknown.
+
+    ``torch.set_num_threads`` is no substitute: it sets a default that every thread started later
+    inherits, and resetting it switches off MKL's dynamic mode for good.
+    """
+    lib = os.path.join(os.path.dirname(torch.__file__), "lib")
+    calls = []
+    for pattern, symbol in (
+        ("libgomp*.so*", "omp_set_num_threads"),
+        ("libtorch_cpu.so", "MKL_Set_Num_Threads_Local"),
+    ):
+        for path in glob.glob(os.path.join(lib, pattern)):
+            with contextlib.suppress(OSError, AttributeError):
+                calls.append(getattr(ctypes.CDLL(path), symbol))
+                break
+    # Without OpenMP's own call ATen would still start a team in each worker.
+    return tuple(calls) if calls and calls[0].__name__ == "omp_set_num_threads" else ()
+
+
+def _pin_this_thread() -> None:
+    # ATen sets the number of threads once for each new thread, when first asked: let it do so now.
+    torch.get_num_threads()
+    for call in _pin_thread_calls():
+        call(1)
