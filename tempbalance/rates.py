@@ -1,0 +1,96 @@
+"""Rates: the base learning rate of each param group, and base times multiplier written over it.
+
+Most schedules compute the next rate from ``group["lr"]``, so a multiplier left in it compounds.
+Here the base rates are put back before a schedule steps and scaled again after it. Tensor rates
+are written in place; on an accelerator nothing is read back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+Rate = float | Tensor
+
+
+class Rates:
+    """Base and written learning rates of an optimizer's groups, by position."""
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self.optimizer = optimizer
+        self.base: list[Rate] = []
+        self.factors: list[float] = []
+        self._written: list[Rate] = []
+        self.take()
+
+    def take(self) -> None:
+        """Take the groups' rates as they stand as the base rates."""
+        self.base = [_copy(group["lr"]) for group in self.optimizer.param_groups]
+        self.factors = [1.0] * len(self.base)
+        self._written = [_copy(rate) for rate in self.base]
+
+    def scale(self, factors: Sequence[float]) -> None:
+        """Write base times factor into every group. A factor of 1 writes the base rate itself."""
+        self.factors = list(factors)
+        for i, group in enumerate(self.optimizer.param_groups):
+            factor = self.factors[i]
+            scaled = self.base[i] if factor == 1.0 else self.base[i] * factor
+            _write(group, scaled)
+            self._written[i] = _copy(scaled)
+
+    def put_back(self) -> bool:
+        """Write the base rates back. True if somebody else had changed a rate meanwhile.
+
+        A changed rate becomes the new base: divided by its factor, or as it is where groups of
+        different factors were all given the same number, as a hand-written schedule does.
+        """
+        groups = self.optimizer.param_groups
+        changed = [i for i, g in enumerate(groups) if _differs(g["lr"], self._written[i])]
+        values = {float(groups[i]["lr"]) for i in changed}
+        one_value = len(values) == 1 and len({self.factors[i] for i in changed}) > 1
+        for i in changed:
+            rate = groups[i]["lr"]
+            self.base[i] = _copy(rate if one_value else rate / self.factors[i])
+        for group, rate in zip(groups, self.base, strict=True):
+            _write(group, rate)
+        return bool(changed)
+
+    def load(self, base: Sequence[Rate]) -> None:
+        """Base rates from a checkpoint; write them with :meth:`scale`."""
+        self.base = [_copy(rate) for rate in base]
+        self._written = [_copy(group["lr"]) for group in self.optimizer.param_groups]
+
+    def grow(self, base: Sequence[Rate]) -> None:
+        """Groups were added at the end, with these base rates."""
+        self.base += [_copy(rate) for rate in base]
+        self.factors += [1.0] * len(base)
+        self._written += [_copy(rate) for rate in base]
+
+    def copied(self) -> list[Rate]:
+        """The base rates, tensors copied, for a checkpoint."""
+        return [_copy(rate) for rate in self.base]
+
+    def current(self) -> list[Rate]:
+        """The rates in the groups now, tensors copied."""
+        return [_copy(group["lr"]) for group in self.optimizer.param_groups]
+
+
+def _write(group: dict[str, Any], rate: Rate) -> None:
+    if isinstance(group["lr"], Tensor):
+        group["lr"].copy_(torch.as_tensor(rate))
+    else:
+        group["lr"] = float(rate)
+
+
+def _copy(rate: Rate) -> Rate:
+    return rate.detach().clone() if isinstance(rate, Tensor) else float(rate)
+
+
+def _differs(now: Rate, written: Rate) -> bool:
+    if isinstance(now, Tensor) and now.device.type != "cpu":
+        return False  # comparing would wait for the device
+    return float(now) != float(written)

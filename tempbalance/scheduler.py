@@ -1,0 +1,408 @@
+"""TempBalanceLR: any learning-rate schedule, times a multiplier for each layer."""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch.distributed as dist
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from tempbalance.assign import Assignment, LinearMap
+from tempbalance.balance import Balancer, Unit
+from tempbalance.farms import Farms, Windows
+from tempbalance.groups import Grouping, check_scheduler, expand_scheduler, extend_scheduler
+from tempbalance.measure import DEFAULT_BUDGET
+from tempbalance.powerlaw import Fit, Hill
+from tempbalance.rates import Rate, Rates
+
+logger = logging.getLogger("tempbalance")
+
+_VERSION = 1
+
+
+class TempBalanceLR(LRScheduler):
+    """Learning rates per layer: those of a base schedule, times a multiplier from the spectra.
+
+    Construct it after the optimizer and the base schedule, and step it in the base schedule's
+    place. It splits the optimizer's param groups, a group a layer, in place; measures the model at
+    once; and from then on keeps, in every group, base rate x multiplier.
+
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        cosine = CosineAnnealingLR(optimizer, T_max=200)
+        scheduler = TempBalanceLR(optimizer, model, cosine)
+        for epoch in range(200):
+            train(...)
+            scheduler.step()
+
+    Args:
+        optimizer: any optimizer that takes param groups.
+        model: the model whose parameters it holds, wrapped in whatever way.
+        base: the schedule to follow; ``None`` keeps the optimizer's rates. Step only this object,
+            no longer the base (with the metric, for ``ReduceLROnPlateau``).
+        windows, fit, assign: the method; see the classes.
+        every: calls of :meth:`step` between measurements. Schedules stepped every batch want some
+            hundreds of them.
+        start, stop: calls of :meth:`step` between which layers are balanced; outside of them the
+            base schedule alone holds. ``start`` leaves a warm-up in peace.
+        skip_first, skip_last: leave out the first or the last layer.
+        min_eigs: layers with fewer eigenvalues are not balanced and do not vote.
+        unit, normalize, ramp, clip, fused: see :class:`~tempbalance.balance.Balancer`.
+        budget: extra memory of a measurement, in bytes.
+        process_group: ranks that share the measurement; found by itself for DDP and FSDP2.
+        clock: ``"step"`` counts calls of :meth:`step`, and measures at construction; ``"manual"``
+            leaves both to the caller, through :meth:`begin` and :meth:`tick`, so that the base
+            schedule can step every batch and the measurement come once an epoch.
+
+    Raises:
+        ValueError: if the optimizer is not this model's, no layer can be measured, an option is
+            out of range, or the base schedule cannot serve a group a layer.
+        TypeError: if an argument is not what it should be.
+
+    A layer that cannot be measured (NaN, all zero) keeps its base rate and is named once in a
+    :class:`~tempbalance.balance.BalanceWarning`; training goes on.
+
+    To resume, build everything as before and load the states of model, optimizer and scheduler,
+    the model first. Optimizer and scheduler states of a run without balancing are taken over too.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        model: nn.Module,
+        base: LRScheduler | None = None,
+        *,
+        windows: Windows = Farms(),
+        fit: Fit = Hill(),
+        assign: Assignment = LinearMap(),
+        every: int = 1,
+        start: int = 0,
+        stop: int | None = None,
+        skip_first: bool = False,
+        skip_last: bool = False,
+        min_eigs: int = 10,
+        unit: Unit = "layer",
+        normalize: bool = False,
+        ramp: int = 0,
+        clip: float | None = None,
+        fused: Mapping[str, int | tuple[int, ...]] | None = None,
+        budget: int = DEFAULT_BUDGET,
+        process_group: dist.ProcessGroup | None = None,
+        clock: Literal["step", "manual"] = "step",
+    ) -> None:
+        _check_arguments(optimizer, model, base, clock)
+        previous = getattr(optimizer, _MARK, lambda: None)()
+        if previous is not None:
+            previous.detach()
+        self.optimizer = optimizer
+        self.base = base
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self.balancer = Balancer(
+            model,
+            _of_model(parameters, model),
+            windows=windows,
+            fit=fit,
+            assign=assign,
+            every=every,
+            start=start,
+            stop=stop,
+            skip_first=skip_first,
+            skip_last=skip_last,
+            min_eigs=min_eigs,
+            unit=unit,
+            normalize=normalize,
+            ramp=ramp,
+            clip=clip,
+            fused=fused,
+            budget=budget,
+            process_group=process_group,
+        )
+        self._model = model
+        before = len(optimizer.param_groups)
+        self.grouping = Grouping(optimizer, model, self.balancer.found)
+        if base is not None:
+            expand_scheduler(base, self.grouping.source, before)
+            check_scheduler(base, len(optimizer.param_groups))
+        self._rates = Rates(optimizer)
+        self._adopting = False
+        self._hooks = [
+            optimizer.register_load_state_dict_pre_hook(_before_load(weakref.ref(self))),
+            optimizer.register_load_state_dict_post_hook(_after_load(weakref.ref(self))),
+        ]
+        setattr(optimizer, _MARK, weakref.ref(self))
+        self.clock = clock
+        if clock == "step":
+            self.begin()
+        self._log_coverage()
+
+    # --- what torch's schedulers have ------------------------------------------------------------
+
+    @property
+    def last_epoch(self) -> int:  # type: ignore[override]
+        """Steps taken, as the base schedule counts them."""
+        return self.balancer.tick if self.base is None else self.base.last_epoch
+
+    @property
+    def base_lrs(self) -> list[Rate]:  # type: ignore[override]
+        """The initial rates, without multipliers."""
+        return list(getattr(self.base, "base_lrs", self._rates.base))
+
+    @property
+    def _step_count(self) -> int:  # type: ignore[override]
+        return getattr(self.base, "_step_count", self.balancer.tick + 1)
+
+    def get_last_lr(self) -> list[Rate]:
+        """The rates in use, base times multiplier, a value a param group."""
+        return self._rates.current()
+
+    def get_base_lr(self) -> list[Rate]:
+        """The rates of the base schedule, without multipliers, a value a param group."""
+        return list(self._rates.base)
+
+    def get_lr(self) -> list[Rate]:
+        """As :meth:`get_last_lr`: nothing is computed here."""
+        return self._rates.current()
+
+    def step(  # type: ignore[override]
+        self, metrics: Any = None, epoch: int | None = None
+    ) -> None:
+        """Step the base schedule, measure if it is time to, and write the new rates.
+
+        Args:
+            metrics: what ``ReduceLROnPlateau`` watches; other schedules take an epoch here, which
+                torch has deprecated.
+            epoch: as torch's schedules take it.
+        """
+        self._take_in_new_groups()
+        if self._rates.put_back():
+            logger.debug("a learning rate was changed outside of the scheduler; it is kept")
+        try:
+            self._step_base(metrics, epoch)
+            self._rates.take()
+            if self.clock == "step":
+                self.balancer.step()
+        finally:
+            self._scale()
+
+    def begin(self) -> None:
+        """The first measurement, before any step; nothing if there was one (after a resume)."""
+        if not self.balancer.tick and not self.balancer.measurements:
+            self._rates.put_back()
+            self.balancer.begin()
+            self._scale()
+
+    def tick(self) -> None:
+        """One tick of the balancing clock, with ``clock="manual"``."""
+        self._take_in_new_groups()
+        self._rates.put_back()
+        try:
+            self.balancer.step()
+        finally:
+            self._scale()
+
+    def _step_base(self, metrics: Any, epoch: int | None) -> None:
+        if self.base is None:
+            return
+        if isinstance(self.base, ReduceLROnPlateau):
+            if metrics is None:
+                raise TypeError(
+                    "the base is ReduceLROnPlateau: call step(metrics) with what it watches"
+                )
+            self.base.step(metrics, epoch)
+            return
+        epoch = metrics if epoch is None else epoch
+        self.base.step() if epoch is None else self.base.step(epoch)
+
+    # --- what is its own -----------------------------------------------------------------------
+
+    @property
+    def alphas(self) -> dict[str, float | None]:
+        """The last alpha of every balanced layer; ``None`` where it could not be measured."""
+        return self.balancer.alphas
+
+    @property
+    def multipliers(self) -> dict[str, float]:
+        """The multiplier of every balanced layer; all others have 1."""
+        return self.balancer.multipliers
+
+    @property
+    def layer_rates(self) -> dict[str, float]:
+        """The learning rate in use of every param group, by the group's name."""
+        return {
+            name: float(group["lr"])
+            for name, group in zip(self.grouping.names, self.optimizer.param_groups, strict=True)
+        }
+
+    def detach(self) -> None:
+        """Stop balancing: base rates back in the groups, hooks removed. The groups stay split."""
+        self._rates.put_back()
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+        if hasattr(self.optimizer, _MARK):
+            delattr(self.optimizer, _MARK)
+
+    def _scale(self) -> None:
+        self._rates.scale(self.grouping.factors(self.balancer.multipliers))
+
+    def _take_in_new_groups(self) -> None:
+        """Groups added since the last step get names, layers and the first group's schedule."""
+        groups, known = self.optimizer.param_groups, len(self._rates.base)
+        if len(groups) == known:
+            return
+        if len(groups) < known:
+            raise RuntimeError(
+                f"{known - len(groups)} param groups have disappeared from the optimizer; build a "
+                "new TempBalanceLR after removing groups"
+            )
+        if self.base is not None:
+            extend_scheduler(self.base, groups, known)
+        before = len(groups)
+        parameters = [p for group in groups for p in group["params"]]
+        self.balancer.refresh(_of_model(parameters, self._model))
+        fresh = [group["lr"] for group in groups[known:]]
+        source = self.grouping.split(self._model, self.balancer.found, start=known)
+        if self.base is not None:
+            expand_scheduler(self.base, source, before)
+        self._rates.grow([fresh[i - known] for i in source if i >= known])
+
+    def _log_coverage(self) -> None:
+        found = self.balancer.found
+        share = sum(layer.numel for layer in self.balancer.layers) / max(1, found.numel)
+        logger.info(
+            "TempBalance: %d layers in %d param groups, %.1f%% of %d parameters",
+            len(self.balancer.layers),
+            len(self.optimizer.param_groups),
+            100 * share,
+            found.numel,
+        )
+
+    # --- state ---------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values: the balancer's and the base schedule's state, base rates, group names."""
+        return {
+            "tempbalance": _VERSION,
+            "base": None if self.base is None else self.base.state_dict(),
+            "balancer": self.balancer.state_dict(),
+            "rates": self._rates.copied(),
+            "groups": self.grouping.names,
+        }
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Continue where :meth:`state_dict` left off, with the same rates; measures nothing.
+
+        A state of the base schedule alone, of a run without balancing, is taken over: the model,
+        which must be loaded already, is then measured.
+
+        Raises:
+            ValueError: if the state is of other layers, groups or another base, naming them.
+        """
+        if "tempbalance" not in state_dict:
+            self._adopt(state_dict)
+            return
+        if state_dict["tempbalance"] != _VERSION:
+            raise ValueError(
+                f"this scheduler state has version {state_dict['tempbalance']!r}; this release of "
+                f"tempbalance reads version {_VERSION}"
+            )
+        if (state_dict["base"] is None) != (self.base is None):
+            has, wants = ("a", "none") if self.base is None else ("no", "one")
+            raise ValueError(f"the checkpoint has {has} base schedule; this scheduler has {wants}")
+        _compare_groups(state_dict["groups"], self.grouping.names)
+        self.balancer.load_state_dict(state_dict["balancer"])
+        if self.base is not None:
+            self.base.load_state_dict(dict(state_dict["base"]))
+        self._rates.load(state_dict["rates"])
+        self._scale()
+
+    def _adopt(self, state: Mapping[str, Any]) -> None:
+        if self.base is None:
+            raise ValueError(
+                "the checkpoint holds the state of a schedule, but this scheduler has none: pass "
+                "that schedule as base"
+            )
+        before = len(self.grouping.original)
+        self.base.load_state_dict(dict(state))
+        expand_scheduler(self.base, self.grouping.source, before)
+        rates = getattr(self.base, "_last_lr", None)
+        if rates is not None and len(rates) == len(self.optimizer.param_groups):
+            self._rates.load(rates)
+        if self.clock == "step":
+            self.balancer.update()
+        self._scale()
+
+
+_MARK = "_tempbalance"
+
+
+def _check_arguments(optimizer: Any, model: Any, base: Any, clock: Any) -> None:
+    if clock not in ("step", "manual"):
+        raise ValueError(f"clock must be 'step' or 'manual', got {clock!r}")
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(f"optimizer must be a torch Optimizer, got {type(optimizer).__name__}")
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    if base is None:
+        return
+    if isinstance(base, TempBalanceLR):
+        raise TypeError("base is a TempBalanceLR already: pass the schedule inside it")
+    if not isinstance(base, LRScheduler):
+        raise TypeError(
+            f"base must be a torch LRScheduler or None, got {type(base).__name__}; for schedules "
+            "of other libraries use tempbalance.StepHooks"
+        )
+    if getattr(base, "optimizer", optimizer) is not optimizer:
+        raise ValueError("base is the schedule of another optimizer: build it on this one")
+
+
+def _of_model(parameters: Sequence[nn.Parameter], model: nn.Module) -> list[nn.Parameter]:
+    """The optimizer's parameters, once it is sure that they are this model's."""
+    own = {id(p) for p in model.parameters()}
+    if not any(id(p) in own for p in parameters):
+        raise ValueError(
+            "the optimizer holds none of this model's parameters: build the optimizer from this "
+            "model (after moving, wrapping or sharding it), and pass both"
+        )
+    return list(parameters)
+
+
+def _compare_groups(saved: Sequence[str], here: Sequence[str]) -> None:
+    if list(saved) == list(here):
+        return
+    gone = [name for name in saved if name not in here]
+    new = [name for name in here if name not in saved]
+    what = f"only in the checkpoint: {gone[:5]}; only here: {new[:5]}"
+    if not gone and not new:
+        what = "the same groups in another order"
+    raise ValueError(
+        f"the checkpoint's param groups are not those of this optimizer ({what}). Build the model "
+        "and the optimizer's own groups as they were in the run that saved it."
+    )
+
+
+def _before_load(owner: weakref.ref[TempBalanceLR]) -> Any:
+    def hook(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any] | None:
+        scheduler = owner()
+        if scheduler is None or not scheduler.grouping.is_unsplit(state):
+            return None
+        scheduler._adopting = True
+        return scheduler.grouping.expand(state)
+
+    return hook
+
+
+def _after_load(owner: weakref.ref[TempBalanceLR]) -> Any:
+    def hook(optimizer: Optimizer) -> None:
+        scheduler = owner()
+        if scheduler is None or not scheduler._adopting:
+            return
+        scheduler._adopting = False
+        scheduler._rates.take()  # the rates of a run without balancing are base rates
+        scheduler._scale()
+
+    return hook
