@@ -19,7 +19,7 @@ from torch import nn
 
 from tempbalance.assign import Assignment, Clipped, LinearMap, normalized
 from tempbalance.farms import Farms, Windows
-from tempbalance.layers import Layer, Layers, find_layers
+from tempbalance.layers import Layer, Layers, find_layers, random_twin
 from tempbalance.measure import DEFAULT_BUDGET, LayerRecord, measure
 from tempbalance.powerlaw import Fit, Hill
 
@@ -27,6 +27,8 @@ logger = logging.getLogger("tempbalance")
 
 Unit = str | Callable[[str], str]
 _VERSION = 1
+# Alphas of random layers of different shapes differ by about so much.
+_MARGIN = 0.1
 
 
 class BalanceWarning(UserWarning):
@@ -256,6 +258,32 @@ class Balancer:
             )
         reasons = "; ".join(f"{s.name}: {s.reason}" for s in self.found.skipped[:5])
         return f"no layer to balance: the model has no weight matrix ({reasons or 'no parameter'})"
+
+    def theory_marks(self) -> tuple[list[str], list[str]]:
+        """Layers that theory calls over-trained, and under-trained, by the last measurement.
+
+        Over-trained: alpha under 2, and under that of a random matrix of the same shape by more
+        than the margin (small windows read just under 2 at random). Under-trained: alpha within
+        the margin of the random one. The margin is 0.1. Random matrices are drawn from a
+        generator of their own.
+
+        Source: Martin and Mahoney (2021), JMLR 22 (165); Prakash and Martin on anti-grokking.
+        """
+        layers = [layer for layer in self.layers if self._alphas.get(layer.name) is not None]
+        random = [random_twin(layer) for layer in layers]
+        records = measure(
+            random, windows=self.windows, fit=self.fit, min_eigs=self.min_eigs, budget=self.budget
+        )
+        over, under = [], []
+        for layer, record in zip(layers, records, strict=True):
+            alpha, baseline = self._alphas[layer.name], record.alpha
+            if alpha is None or baseline is None:
+                continue
+            if alpha < min(2.0, baseline - _MARGIN):
+                over.append(layer.name)
+            elif abs(alpha - baseline) <= _MARGIN:
+                under.append(layer.name)
+        return over, under
 
     # --- state -------------------------------------------------------------------------------
 

@@ -123,6 +123,9 @@ class TempBalanceLR(LRScheduler):
         )
         self._model = model
         before = len(optimizer.param_groups)
+        if base is not None:  # groups may have been added since it was built
+            known = len(getattr(base, "base_lrs", optimizer.param_groups))
+            extend_scheduler(base, optimizer.param_groups, known)
         self.grouping = Grouping(optimizer, model, self.balancer.found)
         if base is not None:
             expand_scheduler(base, self.grouping.source, before)
@@ -236,6 +239,15 @@ class TempBalanceLR(LRScheduler):
             name: float(group["lr"])
             for name, group in zip(self.grouping.names, self.optimizer.param_groups, strict=True)
         }
+
+    @property
+    def layer_groups(self) -> dict[str, str]:
+        """The name of the first param group of every layer (that of its weight)."""
+        out: dict[str, str] = {}
+        for name, layers in zip(self.grouping.names, self.grouping.layers, strict=True):
+            for layer in layers:
+                out.setdefault(layer, name)
+        return out
 
     def detach(self) -> None:
         """Stop balancing: base rates back in the groups, hooks removed. The groups stay split."""

@@ -1,0 +1,1 @@
+"""Adapters for training frameworks; each is imported only where it is used."""
