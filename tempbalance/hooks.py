@@ -36,6 +36,7 @@ class StepHooks:
         optimizer: any optimizer that takes param groups.
         model: the model whose parameters it holds.
         every: optimizer steps between measurements (those that a GradScaler skips do not count).
+        begin: measure at once; not where a state is loaded next.
         options: as for :class:`~tempbalance.balance.Balancer`, with ``start``, ``stop`` and
             ``ramp`` in optimizer steps.
 
@@ -44,7 +45,13 @@ class StepHooks:
     """
 
     def __init__(
-        self, optimizer: Optimizer, model: nn.Module, *, every: int = 100, **options: Any
+        self,
+        optimizer: Optimizer,
+        model: nn.Module,
+        *,
+        every: int = 100,
+        begin: bool = True,
+        **options: Any,
     ) -> None:
         previous = optimizer.__dict__.get(_MARK)
         if previous is not None:
@@ -64,7 +71,8 @@ class StepHooks:
         ]
         # The optimizer keeps the object alive: its hooks are all that most users need of it.
         optimizer.__dict__[_MARK] = self
-        self.balancer.begin()
+        if begin:
+            self.balancer.begin()
 
     @property
     def alphas(self) -> dict[str, float | None]:

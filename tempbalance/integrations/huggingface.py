@@ -1,0 +1,123 @@
+"""Hugging Face: ``Trainer(callbacks=[TempBalanceTrainerCallback()])``.
+
+The Trainer restores optimizer and schedule before any callback can change them, so nothing of
+them is changed: multipliers are put on only while the optimizer steps (:mod:`tempbalance.hooks`).
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from tempbalance import history
+from tempbalance.hooks import StepHooks
+
+try:
+    from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+except ImportError as error:
+    raise ImportError(
+        "tempbalance.integrations.huggingface needs transformers: pip install 'tempbalance[hf]'"
+    ) from error
+
+logger = logging.getLogger("tempbalance")
+
+# Where the balancer's state is kept in the Trainer's own. (An ``ExportableState`` would fail when
+# a checkpoint without it is continued.)
+_KEY = "tempbalance"
+
+
+class TempBalanceTrainerCallback(TrainerCallback):
+    """Layer-wise learning rates from the spectra, for a Hugging Face Trainer as it is.
+
+    Args:
+        every: optimizer steps between measurements.
+        log: at each measurement, ``"summary"`` adds least, median and largest alpha and
+            multiplier to the Trainer's ``log_history`` and to a W&B run where there is one,
+            ``"layers"`` also those of every layer, ``"none"`` nothing.
+        options: as for :class:`~tempbalance.hooks.StepHooks` (``windows``, ``fit``, ``assign``,
+            ``min_eigs``, ``fused``, ...), in optimizer steps.
+
+    The balancer's state is in the checkpoint's ``trainer_state.json``; a run resumes from it with
+    the same multipliers. The learning rate in the Trainer's logs is the schedule's own.
+
+    Raises:
+        ValueError: when training begins, if the model has no layer to balance.
+    """
+
+    def __init__(self, *, every: int = 100, log: str = "summary", **options: Any) -> None:
+        if log not in ("layers", "summary", "none"):
+            raise ValueError(f"log must be 'layers', 'summary' or 'none', got {log!r}")
+        self.every, self.log, self.options = every, log, options
+        self.hooks: StepHooks | None = None
+        self._logged = 0
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module | None = None,
+        optimizer: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        assert model is not None
+        saved = _saved_state(state)
+        options = {**self.options, "every": self.every}
+        self.hooks = StepHooks(_innermost(optimizer), model, begin=saved is None, **options)
+        if saved is not None:
+            self.hooks.load_state_dict(saved)
+        elif state.global_step:
+            logger.info("the checkpoint holds no balancing state: measuring the model as it is now")
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.hooks is None:
+            return
+        if self.hooks.balancer.measurements != self._logged:
+            self._logged = self.hooks.balancer.measurements
+            self._log(state)
+        if control.should_save:
+            kept: dict[str, Any] = state.stateful_callbacks  # type: ignore[assignment]
+            kept[_KEY] = self.hooks.state_dict()
+
+    def _log(self, state: TrainerState) -> None:
+        """Into the Trainer's history and a W&B run: its other loggers hear of nothing from here."""
+        assert self.hooks is not None
+        if self.log == "none":
+            return
+        alphas, multipliers = self.hooks.alphas, self.hooks.multipliers
+        figures = history.summary(alphas, multipliers)
+        if self.log == "layers":
+            figures |= history.by_layer(alphas, multipliers, {})
+        named = {f"tempbalance/{name}": value for name, value in figures.items()}
+        state.log_history.append({**named, "step": state.global_step})
+        wandb = sys.modules.get("wandb")
+        if state.is_world_process_zero and getattr(wandb, "run", None) is not None:
+            wandb.run.log({**named, "train/global_step": state.global_step})  # type: ignore
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.hooks is not None:
+            self.hooks.detach()
+
+
+def _saved_state(state: TrainerState) -> Mapping[str, Any] | None:
+    """The balancer's state as it was read from a checkpoint, if this run resumes one."""
+    if not state.global_step:
+        return None
+    saved: Any = state.stateful_callbacks or {}
+    return saved.get(_KEY)
+
+
+def _innermost(optimizer: Any) -> Optimizer:
+    """The torch optimizer inside accelerate's wrapper."""
+    while not isinstance(optimizer, Optimizer) or hasattr(optimizer, "optimizer"):
+        optimizer = optimizer.optimizer
+    return optimizer

@@ -1,0 +1,84 @@
+"""Two gloo processes: the ranks share the layers and hold the same multipliers, bit for bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch.distributed as dist
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not dist.is_available(), reason="torch was built without distributed"),
+]
+HERE = Path(__file__).parent
+
+
+def run(case: str, folder: Path) -> list[dict[str, Any]]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    path = os.pathsep.join([str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(HERE / "two_ranks.py"), case, str(rank), port, str(folder)],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    outputs = []
+    for process in processes:
+        try:
+            outputs.append(process.communicate(timeout=240)[0])
+        except subprocess.TimeoutExpired:
+            for each in processes:
+                each.kill()
+            outputs.append(process.communicate()[0])
+    results = [folder / f"{rank}.json" for rank in range(2)]
+    assert all(r.exists() for r in results), "\n".join(outputs)[-4000:]
+    return [json.loads(r.read_text()) for r in results]
+
+
+def test_ddp_shares_the_layers(tmp_path: Path) -> None:
+    a, b = run("ddp", tmp_path)
+    assert a["multipliers"] == b["multipliers"]
+    assert a["alphas"] == b["alphas"]
+    assert a["rates"] == b["rates"]
+    assert len(set(a["multipliers"].values())) > 1
+    # Four layers, each measured by one rank alone, at construction and after each step.
+    assert [x + y for x, y in zip(a["counts"], b["counts"], strict=True)] == [4] * 4
+
+
+def test_fsdp2_measures_gathered_weights(tmp_path: Path) -> None:
+    a, b = run("fsdp2", tmp_path)
+    for key in ("multipliers", "alphas", "rates", "after"):
+        assert a[key] == b[key]
+    assert a["first"] == pytest.approx(a["whole"], rel=1e-6)
+    assert a["alphas"] == pytest.approx(a["after"], rel=1e-6)
+    assert a["alphas"] != a["first"]
+
+
+def test_lightning_ddp(tmp_path: Path) -> None:
+    pytest.importorskip("lightning.pytorch")
+    a, b = run("lightning", tmp_path)
+    assert a == b
+    assert len(set(a["multipliers"].values())) > 1
+    assert len(list(tmp_path.rglob("tempbalance.csv"))) == 1
+
+
+def test_lightning_fsdp2_and_its_resume(tmp_path: Path) -> None:
+    pytest.importorskip("lightning.pytorch")
+    a, b = run("lightning_fsdp2", tmp_path)
+    assert a == b
+    assert a["resumed"] == a["multipliers"]
+    assert a["resumed_rates"] == a["rates"]
