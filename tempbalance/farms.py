@@ -76,9 +76,9 @@ class Grid:
             ]
             views = [turned[..., r : r + self.height, c : c + self.width] for r, c in corners]
             return views[0].unsqueeze(0) if len(views) == 1 else torch.stack(views)
-        index = torch.arange(start, stop)
-        rows = torch.tensor(self.row_starts)[index // n_cols].to(turned.device)
-        cols = torch.tensor(self.col_starts)[index % n_cols].to(turned.device)
+        index = torch.arange(start, stop, device="cpu")  # whatever the default device is
+        rows = torch.tensor(self.row_starts, device="cpu")[index // n_cols].to(turned.device)
+        cols = torch.tensor(self.col_starts, device="cpu")[index % n_cols].to(turned.device)
         windows = turned.unfold(-2, self.height, 1).unfold(-2, self.width, 1)  # (..., R', C', h, w)
         windows = windows.movedim((-4, -3), (0, 1))
         return windows[rows, cols]
@@ -116,7 +116,7 @@ def _check(aspect_ratio: float, **counts: int | None) -> None:
     if not (math.isfinite(aspect_ratio) and aspect_ratio > 0):
         raise ValueError(f"aspect_ratio must be a positive number, got {aspect_ratio!r}")
     for name, value in counts.items():
-        if value is not None and (not isinstance(value, int) or value < 1):
+        if value is not None and (type(value) is not int or value < 1):
             raise ValueError(f"{name} must be a positive integer or None, got {value!r}")
     if counts.get("per_dim") is not None and counts.get("stride") is not None:
         raise ValueError("give per_dim or stride, not both")

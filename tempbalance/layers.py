@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -177,6 +177,7 @@ class _Finder:
             reason = "a quantized module: analyze the float model it was made from"
             self.skipped.append(Skipped(name, (), 0, reason))
         found: list[Matrix] = []
+        tied: set[str] = set()
         for matrix in matrices(module):
             used = self._parameters_of(module, matrix)
             if not used:
@@ -190,27 +191,35 @@ class _Finder:
                 if not _is_inside(name, other[0]):
                     self._skip(name, used[0][0], main, f"tied to {other[1]!r}, listed there", 0)
                 continue
-            if embedding is not None and not isinstance(module, nn.Embedding | nn.EmbeddingBag):
+            if embedding is not None and not matrix.reason:  # read as a matrix here
                 reason = f"tied to the embedding {embedding!r}, which keeps the base rate"
                 self._skip(name, used[0][0], main, reason, 0)
+                tied.add(used[0][0])
                 continue
             found.append(matrix)
         for matrix in found:
             for path, p in self._parameters_of(module, matrix):
                 self.claimed.setdefault(id(p), (name, join(name, path)))
-        measured = [m for m in self._cut(name, found) if not self._refuse(name, module, m)]
+        parts = list(self._cut(name, found))
+        shapes = [self._shape_or_reason(name, module, matrix) for matrix in parts]
+        numels = self._numels(module, parts, shapes)
+        measured = [i for i, shape in enumerate(shapes) if not isinstance(shape, str)]
         rest = [
             (path, p)
             for path, p in own.items()
-            if self.claimed.setdefault(id(p), (name, join(name, path)))[0] == name
+            if path not in tied
+            and self.claimed.setdefault(id(p), (name, join(name, path)))[0] == name
             and not any(path in self._paths(module, m) for m in found)
         ]
-        for i, matrix in enumerate(measured):
-            follows = tuple(path for path, _ in rest) if i == 0 else ()
-            self._add(name, module, matrix, follows, alone=len(measured) == 1)
+        for i, (matrix, shape) in enumerate(zip(parts, shapes, strict=True)):
+            if isinstance(shape, str):
+                self._refuse(name, module, matrix, shape, numels[i])
+                continue
+            follows = tuple(path for path, _ in rest) if i == measured[0] else ()
+            alone = len(measured) == 1
+            self._add(name, module, matrix, shape, numels[i], follows, alone)
         for path, p in rest:
-            kind = "a normalization vector" if is_norm(module) else "a bias or vector"
-            self._skip(name, path, p, f"{kind} has no spectrum")
+            self._skip(name, path, p, _reason_of_rest(module, path, p))
 
     def _cut(self, name: str, found: list[Matrix]) -> Iterator[Matrix]:
         for matrix in found:
@@ -221,25 +230,62 @@ class _Finder:
                 self.unmatched.discard(pattern)
                 yield from split(matrix, self.fused[pattern])
 
-    def _refuse(self, name: str, module: nn.Module, matrix: Matrix) -> bool:
-        """Whether a weight cannot be measured; it is listed with the reason (once a parameter)."""
-        path, weight = self._parameters_of(module, matrix)[0]
+    def _shape_or_reason(
+        self, name: str, module: nn.Module, matrix: Matrix
+    ) -> tuple[int, int, int] | str:
+        """The shape as a stack of matrices, or why the weight cannot be measured."""
+        weight = self._parameters_of(module, matrix)[0][1]
         reason = matrix.reason or is_materialized(weight)
-        if not reason:
-            try:
-                shape = self._shape(module, matrix, weight)
-            except ValueError as error:
-                raise ValueError(f"layer {name!r}: {error}") from error
-            if min(shape[1:]) < 2:
-                reason = f"slices of {shape[1]} x {shape[2]} are vectors, which have no spectrum"
-        if reason and not any(s.name == join(name, path) for s in self.skipped):
-            self._skip(name, path, weight, reason)
-            for used_path, p in self._parameters_of(module, matrix)[1:]:
-                self._skip(name, used_path, p, reason)
-        return bool(reason)
+        if reason:
+            return reason
+        try:
+            shape = self._shape(module, matrix, weight)
+        except ValueError as error:
+            raise ValueError(f"layer {name!r}: {error}") from error
+        if min(shape[1:]) < 2 or not shape[0]:
+            return f"slices of {shape[1]} x {shape[2]} are vectors, which have no spectrum"
+        return shape
+
+    def _numels(
+        self, module: nn.Module, parts: list[Matrix], shapes: list[tuple[int, int, int] | str]
+    ) -> list[int]:
+        """Real numbers behind each weight; parts of one share its parameters by their size."""
+        by_parameter: dict[str, list[int]] = {}
+        for i, matrix in enumerate(parts):
+            by_parameter.setdefault(matrix.parameter, []).append(i)
+        numels = [0] * len(parts)
+        for some in by_parameter.values():
+            left = sum(real_numel(p) for _, p in self._parameters_of(module, parts[some[0]]))
+            measured = [shapes[i] for i in some]
+            sizes = [1 if isinstance(s, str) else s[0] * s[1] * s[2] for s in measured]
+            for k, i in enumerate(some):  # what is left over by rounding goes to the last one
+                numels[i] = left * sizes[k] // max(1, sum(sizes[k:]))
+                left -= numels[i]
+        return numels
+
+    def _refuse(
+        self, name: str, module: nn.Module, matrix: Matrix, reason: str, numel: int
+    ) -> None:
+        """List a weight that cannot be measured, the parts of one under one entry."""
+        used = self._parameters_of(module, matrix)
+        for i, skipped in enumerate(self.skipped):
+            if skipped.name == join(name, used[0][0]):
+                self.skipped[i] = replace(skipped, numel=skipped.numel + numel)
+                return
+        alone = not matrix.part
+        self._skip(name, used[0][0], used[0][1], reason, None if alone else numel)
+        for path, p in used[1:]:
+            self._skip(name, path, p, reason, None if alone else 0)
 
     def _add(
-        self, name: str, module: nn.Module, matrix: Matrix, follows: tuple[str, ...], alone: bool
+        self,
+        name: str,
+        module: nn.Module,
+        matrix: Matrix,
+        shape: tuple[int, int, int],
+        numel: int,
+        follows: tuple[str, ...],
+        alone: bool,
     ) -> None:
         used = self._parameters_of(module, matrix)
         paths = [path for path, _ in used] + list(follows)
@@ -248,7 +294,6 @@ class _Finder:
         def read() -> Tensor:
             return matrix.slices(_whole(_weight(module, matrix)))
 
-        shape = self._shape(module, matrix, used[0][1])
         copies = (
             parametrized
             or matrix.weight is not None
@@ -256,9 +301,6 @@ class _Finder:
             or getattr(module, "groups", 1) != 1
         )
         label = matrix.part or ("" if alone else matrix.parameter)
-        numel = sum(real_numel(p) for _, p in used)
-        if matrix.part and not matrix.weight:  # a part of a fused weight counts for itself
-            numel = shape[0] * shape[1] * shape[2] * (2 if used[0][1].is_complex() else 1)
         self.layers.append(
             Layer(
                 name=self._unique(join(name, label) or matrix.parameter),
@@ -293,14 +335,15 @@ class _Finder:
         paths: list[str] = []
         for path in (matrix.parameter, *matrix.uses):
             if _parametrized(module, path):
-                inner = module.parametrizations[path]  # type: ignore
+                inner: nn.Module = module.parametrizations[path]  # type: ignore
                 paths += [f"parametrizations.{path}.{n}" for n, _ in inner.named_parameters()]
             else:
                 paths.append(path)
         found = []
         for path in paths:
             owner, local = _owner(module, path)
-            parameter = owner._parameters.get(local)
+            parameters = owner._parameters  # has no .get in a ScriptModule
+            parameter = parameters[local] if local in parameters else None  # noqa: SIM401
             if parameter is not None:
                 found.append((path, parameter))
         return found
@@ -321,6 +364,23 @@ class _Finder:
                 f"{tuple(slices.shape)} for {matrix.parameter!r}; it must be (slices, rows, cols)"
             )
         return slices.shape[0], slices.shape[1], slices.shape[2]
+
+
+def _reason_of_rest(module: nn.Module, path: str, parameter: nn.Parameter) -> str:
+    if is_norm(module):
+        return "a normalization vector has no spectrum"
+    lazy = isinstance(parameter, nn.parameter.UninitializedParameter)
+    if lazy or sum(size > 1 for size in parameter.shape) < 2:
+        return "a bias or vector has no spectrum"
+    local = path.rpartition(".")[2]
+    if f"{path}_mask".replace("_orig", "") in module._buffers:
+        return "pruned by torch.nn.utils.prune: make it permanent with its remove() to measure it"
+    if local in ("weight_v", "weight_orig"):  # the weight itself is a stale tensor between steps
+        return (
+            "wrapped by torch.nn.utils.weight_norm or spectral_norm in their old form: use those "
+            "of torch.nn.utils.parametrizations"
+        )
+    return f"no weight that the reader of {_kind(module)} names; register another to measure it"
 
 
 def _own_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
@@ -392,3 +452,15 @@ def _kind(module: nn.Module) -> str:
     """The type's name, without what parametrizing and FSDP2 add to it."""
     name = type(module).__name__
     return name.removeprefix("Parametrized").removeprefix("FSDP")
+
+
+def random_twin(layer: Layer, seed: int = 0) -> Layer:
+    """A layer of the same shape and device with independent Gaussian entries: no structure."""
+    weight = layer.tensors()[0]
+
+    def read() -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        dtype = torch.complex64 if weight.is_complex() else torch.float32
+        return torch.randn(layer.shape, generator=generator, dtype=dtype).to(weight.device)
+
+    return replace(layer, _read=read, copies=True)

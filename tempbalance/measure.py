@@ -64,8 +64,8 @@ class Outcome(enum.Enum):
 _MESSAGES = {
     Outcome.OK: "measured",
     Outcome.RANK_DEFICIENT: (
-        "some eigenvalues are exactly zero (dead channels, pruning or a low-rank factor); alpha "
-        "is that of the others"
+        "some eigenvalues are zero to rounding (dead channels, pruning or a low-rank factor); "
+        "alpha is that of the others"
     ),
     Outcome.TOO_SMALL: (
         "it has {eigenvalues} eigenvalues, under min_eigs={min_eigs}; lower min_eigs to measure it"
@@ -185,8 +185,10 @@ class _Engine:
         """The table (L, columns), zero for layers that are not ``mine``, and the eigenvalues."""
         stats = np.zeros((len(layers), _COLUMNS))
         values: list[npt.NDArray[np.float64] | None] = [None] * len(layers)
+        costs = [cost(layer, self.windows) * own for layer, own in zip(layers, mine, strict=True)]
         for batch in self._batches(layers, mine):
-            eigenvalues = spectra(list(batch.values()), self.budget, self.progress)
+            progress = self._part_of_progress(sum(costs[i] for i in batch) / sum(costs))
+            eigenvalues = spectra(list(batch.values()), self.budget, progress)
             by_device: dict[torch.device, list[int]] = {}
             for i, layer_eigenvalues in enumerate(eigenvalues):
                 by_device.setdefault(layer_eigenvalues.device, []).append(i)
@@ -196,6 +198,10 @@ class _Engine:
                 for i, row, keep in zip(some, rows, kept, strict=True):
                     stats[index[i]], values[index[i]] = row, keep
         return stats, values
+
+    def _part_of_progress(self, share: float) -> Callable[[float], None] | None:
+        report = self.progress
+        return None if report is None else lambda done: report(done * share)
 
     def _batches(self, layers: Sequence[Layer], mine: Sequence[bool]) -> Iterator[dict[int, Task]]:
         """Layers to compute together: all, unless reading them makes tensors of their own."""
@@ -227,7 +233,9 @@ class _Engine:
         doubtful = [i for i, row in enumerate(stats) if row[_DOUBT] and row[_SCALE]]
         redo: list[tuple[Task, Tensor, Tensor]] = []
         for i in doubtful:
-            xmin = torch.as_tensor(stats[i, _XMIN], device=eigenvalues[i].device).reshape(1)
+            # Of several fits a layer only the mean xmin is known here: redo all of its windows.
+            lowest = stats[i, _XMIN] if self.windows.pool == "spectrum" else 0.0
+            xmin = torch.as_tensor(lowest, device=eigenvalues[i].device).reshape(1)
             mask = needs_float64(eigenvalues[i].double(), xmin)
             redo.append((tasks[i], eigenvalues[i], mask))
         if redo:
@@ -247,20 +255,21 @@ class _Engine:
         device = rows[0].device
         table = torch.zeros(len(rows), most, _COLUMNS, dtype=torch.float64, device=device)
         for some in _alike(rows, self.budget):
-            for_each = self._rows([rows[i][p] for i, p in some])
-            layer = torch.tensor([i for i, _ in some])
-            position = torch.tensor([p for _, p in some])
-            table[layer, position] = for_each
-        n_rows = torch.tensor([float(len(r)) for r in rows], dtype=torch.float64).to(device)
+            fitted = self._rows([rows[i][start:stop] for i, start, stop in some])
+            parts = fitted.split([stop - start for _, start, stop in some])
+            for (i, start, stop), part in zip(some, parts, strict=True):
+                table[i, start:stop] = part
+        n_rows = _host([len(r) for r in rows]).to(device)
         scales = torch.stack([task.scale for task in tasks])
         return _pool(table, n_rows, scales)
 
-    def _rows(self, rows: list[Tensor]) -> Tensor:
-        """Statistics of spectra of nearly one size: (B, columns)."""
-        size = max(len(r) for r in rows)
-        batch = torch.zeros(len(rows), size, dtype=torch.float64, device=rows[0].device)
-        for i, row in enumerate(rows):
-            batch[i, : len(row)] = row
+    def _rows(self, blocks: list[Tensor]) -> Tensor:
+        """Statistics of spectra of nearly one size, in blocks (b, n): (B, columns), B all rows."""
+        size = max(block.shape[1] for block in blocks)
+        rows = sum(len(block) for block in blocks)
+        batch = torch.zeros(rows, size, dtype=torch.float64, device=blocks[0].device)
+        for block, part in zip(blocks, batch.split([len(b) for b in blocks]), strict=True):
+            part[:, : block.shape[1]] = block
         failed = batch.isnan().any(-1)
         values = torch.nan_to_num(batch, 0.0, 0.0, 0.0).sort(-1).values
         counts = (values > 0).sum(-1)
@@ -268,7 +277,7 @@ class _Engine:
         top = values[:, -1]
         lost = ((values > 0) & (values < FLOAT32_ZERO * top.unsqueeze(-1))).sum(-1)
         low = ~(law.xmin >= FLOAT32_FLOOR * top)
-        totals = torch.tensor([float(len(r)) for r in rows], dtype=torch.float64)
+        totals = _host([block.shape[1] for block in blocks for _ in range(len(block))])
         doubt = failed | ((low | (lost > ZERO_SHARE * counts)) & (top > 0))
         columns = {
             _ALPHA: law.alpha,
@@ -301,20 +310,36 @@ class _Engine:
         for start, stop, row in zip(ends, ends[1:], stats, strict=False):
             part = host[start:stop]
             scale = row[_SCALE]
-            kept.append(np.sort(part[part > 0]) / scale**2 if scale else None)
+            kept.append(_unscaled(np.sort(part[part > 0]), scale) if scale else None)
         return stats, kept
 
 
-def _alike(rows: list[Tensor], budget: int) -> Iterator[list[tuple[int, int]]]:
-    """(layer, position) of rows to fit together: sizes within a factor of two, within budget."""
-    by_size: dict[int, list[tuple[int, int]]] = {}
+def _host(values: list[int]) -> Tensor:
+    """On the CPU whatever the user's default device is."""
+    return torch.tensor(values, dtype=torch.float64, device="cpu")
+
+
+def _alike(rows: list[Tensor], budget: int) -> Iterator[list[tuple[int, int, int]]]:
+    """(layer, start, stop) of rows to fit together: sizes within a factor of two, in budget."""
+    by_size: dict[int, list[int]] = {}
     for i, layer_rows in enumerate(rows):
-        n, size = layer_rows.shape
-        by_size.setdefault(size.bit_length(), []).extend((i, p) for p in range(n))
+        by_size.setdefault(layer_rows.shape[1].bit_length(), []).append(i)
     for bits, some in by_size.items():
         most = max(1, budget // (2**bits * 8 * 8))  # about eight temporaries of float64
-        for start in range(0, len(some), most):
-            yield some[start : start + most]
+        blocks: list[tuple[int, int, int]] = []
+        room = most
+        for i in some:
+            start = 0
+            while start < len(rows[i]):
+                stop = min(len(rows[i]), start + room)
+                blocks.append((i, start, stop))
+                room -= stop - start
+                start = stop
+                if not room:
+                    yield blocks
+                    blocks, room = [], most
+        if blocks:
+            yield blocks
 
 
 def _pool(table: Tensor, n_rows: Tensor, scales: Tensor) -> Tensor:
@@ -347,26 +372,32 @@ def _record(
     )
     if outcome in (Outcome.NON_FINITE, Outcome.ALL_ZERO, Outcome.NOT_CONVERGED):
         return base
-    unit = float(row[_SCALE]) ** 2
-    top, total = float(row[_TOP]) / unit, float(row[_SUM]) / unit
+    scale = float(row[_SCALE])
+    top, total = row[_TOP], row[_SUM]
     numbers: dict[str, float | int | None] = {
         "n_eigs": int(row[_COUNT]),
-        "lambda_max": top,
-        "spectral_norm": math.sqrt(top),
-        "frobenius_norm": math.sqrt(total),
-        "stable_rank": float(row[_SUM] / row[_TOP]),
-        "log_norm": math.log10(total),
+        "lambda_max": float(_unscaled(top, scale)),
+        "spectral_norm": math.sqrt(top) / scale,
+        "frobenius_norm": math.sqrt(total) / scale,
+        "stable_rank": float(total / top),
+        "log_norm": math.log10(total) - 2 * math.log10(scale),
     }
     if outcome.measured:
         alpha = float(row[_ALPHA])
         numbers |= {
             "alpha": alpha,
             "D": float(row[_D]),
-            "xmin": float(row[_XMIN]) / unit,
+            "xmin": float(_unscaled(row[_XMIN], scale)),
             "n_tail": int(row[_TAIL]),
-            "alpha_hat": alpha * math.log10(top),
+            "alpha_hat": alpha * (math.log10(top) - 2 * math.log10(scale)),
         }
     return LayerRecord(**{**_fields(base), **numbers, "eigenvalues": eigenvalues})  # type: ignore
+
+
+def _unscaled(eigenvalues: npt.NDArray[np.float64], scale: float) -> npt.NDArray[np.float64]:
+    """Eigenvalues of the weight itself, where float64 holds them: never infinite."""
+    with np.errstate(over="ignore"):
+        return np.minimum(eigenvalues / scale / scale, np.finfo(np.float64).max)
 
 
 def _fields(record: LayerRecord) -> dict[str, object]:

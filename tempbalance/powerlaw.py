@@ -25,7 +25,7 @@ class PowerLaw(NamedTuple):
 
     alpha: Tensor  # exponent of the density, > 1; inf where the tail is one value
     xmin: Tensor  # lower end of the tail, an eigenvalue
-    d: Tensor  # Kolmogorov-Smirnov distance between tail and fit
+    d: Tensor  # Kolmogorov-Smirnov distance between tail and fit; NaN where alpha is inf
     n_tail: Tensor  # eigenvalues in the tail
 
 

@@ -127,9 +127,10 @@ def split(matrix: Matrix, parts: int | tuple[int, ...]) -> Iterator[Matrix]:
 
         def slices(weight: Tensor, i: int = i) -> Tensor:
             whole = matrix.slices(weight)  # (S, rows, cols)
-            if isinstance(parts, int) and whole.shape[1] % parts:
-                raise ValueError(f"{whole.shape[1]} outputs cannot be split into {parts} parts")
-            sizes = [whole.shape[1] // parts] * parts if isinstance(parts, int) else list(parts)
+            outputs = whole.shape[1]
+            sizes = [outputs // parts] * parts if isinstance(parts, int) else list(parts)
+            if sum(sizes) != outputs:
+                raise ValueError(f"{outputs} outputs cannot be split into {parts} parts")
             return whole.split(sizes, dim=1)[i]
 
         yield Matrix(matrix.parameter, slices, name, matrix.weight, matrix.uses, matrix.reason)

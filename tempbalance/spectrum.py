@@ -61,8 +61,12 @@ def unit_scale(tensor: Tensor) -> Tensor:
 
     1 for an all-zero tensor and 0 for one with a NaN or an infinity.
     """
-    largest = torch.linalg.vector_norm(tensor, float("inf")).double()
-    scale = torch.exp2(-torch.floor(torch.log2(largest)))
+    parts = (tensor.real, tensor.imag) if tensor.is_complex() else (tensor,)
+    norms = [torch.linalg.vector_norm(part, float("inf")).double() for part in parts]
+    largest = norms[0] if len(norms) == 1 else torch.maximum(*norms)
+    # The scale must itself be a number in the precision that multiplies by it.
+    limit = 1000 if _is_double(tensor) else 126
+    scale = torch.exp2(-torch.floor(torch.log2(largest)).clamp(-limit, limit))
     scale = torch.where(largest == 0, torch.ones_like(scale), scale)
     return torch.where(torch.isfinite(largest), scale, torch.zeros_like(scale))
 
@@ -154,11 +158,17 @@ def _fill_upper(a: Tensor, gram: Tensor) -> None:
     _fill_upper(right, gram[..., half:, half:])
 
 
+def _is_double(tensor: Tensor) -> bool:
+    return tensor.dtype in (torch.float64, torch.complex128)
+
+
 def _prepare(windows: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
     """Windows (..., h, w) of any dtype, flattened, scaled and converted: (B, h, w)."""
     target = dtype.to_complex() if windows.is_complex() else dtype
-    flat = windows.to(target).reshape(-1, *windows.shape[-2:])
-    flat = flat * scale.to(dtype)
+    flat = windows.reshape(-1, *windows.shape[-2:])
+    # float32 has not the range of float64: such weights are scaled before they are converted.
+    wide = _is_double(windows)
+    flat = (flat * scale).to(target) if wide else flat.to(target) * scale.to(dtype)
     # A layer with a value that is not finite has scale 0: it must not stop the solver.
     return torch.nan_to_num(flat, 0.0, 0.0, 0.0) if windows.is_cuda else flat
 
@@ -210,10 +220,11 @@ def _flops(task: Task) -> float:
 
 
 def _bytes(task: Task, dtype: torch.dtype) -> int:
-    """Extra memory of one window: the copy, the Gram matrix, and the solver's own copy of it."""
+    """Extra memory of one window: its copies, the Gram matrix, the solver's own copy of that."""
+    source = task.slices.element_size()
     size = torch.finfo(dtype).bits // 8 * (2 if task.slices.is_complex() else 1)
     k, n = task.grid.eigenvalues, max(task.grid.height, task.grid.width)
-    return size * (2 * n * k + 2 * k * k)
+    return (source + 2 * max(source, size)) * n * k + 2 * size * k * k
 
 
 def _jobs(
@@ -221,12 +232,12 @@ def _jobs(
 ) -> list[_Job]:
     """The task's windows in jobs of about ``size`` windows."""
     slices, positions = task.slices.shape[0], task.grid.positions
-    if mask is not None:  # few windows: a job a position, of the marked slices only
+    mask = None if mask is None else mask.cpu()
+    if mask is not None and not mask.all():  # few: a job a position, of the marked slices only
         return [
             _Job(task, p, p + 1, out, dtype, part)
-            for p in range(positions)
+            for p in mask.any(-1).nonzero().flatten().tolist()
             for part in mask[p].nonzero().flatten().split(size)
-            if len(part)
         ]
     if slices > size:
         return [
@@ -275,7 +286,7 @@ def _compute_batched(
     for jobs in by_shape.values():
         limit = min(_MAX_BATCH, max(1, budget // _bytes(jobs[0].task, dtype)))
         for chunk in _chunks(jobs, limit):
-            values = _eigenvalues(torch.cat([job.gather() for job in chunk]))
+            values = _eigenvalues_or_nan(torch.cat([job.gather() for job in chunk]))
             for job, part in zip(chunk, values.split([j.windows for j in chunk]), strict=True):
                 job.write(part)
             _report(progress, chunk, jobs_flops)
@@ -323,17 +334,14 @@ def _report(progress: Callable[[float], None] | None, jobs: Iterable[_Job], tota
 
 @torch.no_grad()  # per thread
 def _run(job: _Job) -> _Job:
-    windows = job.gather()
-    try:
-        values = _eigenvalues(windows)
-    except torch.linalg.LinAlgError:
-        values = _one_by_one(windows)
-    job.write(values)
+    job.write(_eigenvalues_or_nan(job.gather()))
     return job
 
 
-def _one_by_one(windows: Tensor) -> Tensor:
-    """The same, with NaN for a window whose eigenvalues do not converge."""
+def _eigenvalues_or_nan(windows: Tensor) -> Tensor:
+    """(B, h, w) -> (B, k): NaN for a window whose eigenvalues do not converge."""
+    with contextlib.suppress(torch.linalg.LinAlgError):
+        return _eigenvalues(windows)
     rows = []
     for window in windows:
         try:

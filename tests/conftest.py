@@ -1,0 +1,72 @@
+"""Seeds, devices, and the figures that the published codes print (where they are at hand)."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from pathlib import Path
+from typing import Any
+
+# Small matrices on many threads, and several test processes on few cores, spend their time
+# waiting for each other. Tests of the thread pool ask for threads themselves.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+# Each example runs a measurement: no deadline, and the same examples in every run.
+settings.register_profile(
+    "tempbalance",
+    deadline=None,
+    derandomize=True,
+    max_examples=25,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+settings.load_profile("tempbalance")
+
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(params=DEVICES)
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """The CPU, and a GPU where there is one."""
+    return torch.device(request.param)
+
+
+def data_folders() -> list[Path]:
+    """Where the data that is never committed may lie: beside the checkout, or as the user says."""
+    folders = [Path(__file__).resolve().parents[1].parent / "shared"]
+    if "TEMPBALANCE_DATA" in os.environ:
+        folders.insert(0, Path(os.environ["TEMPBALANCE_DATA"]).resolve().parent)
+    return folders
+
+
+@pytest.fixture(scope="session")
+def golden() -> dict[str, Any]:
+    """``layers.json``: what the published codes print; skips where it is missing."""
+    return dict(json.loads((_golden_folder() / "layers.json").read_text()))
+
+
+@pytest.fixture(scope="session")
+def golden_weights() -> dict[str, npt.NDArray[np.float32]]:
+    """``layers.npz``: the weights they were given."""
+    with np.load(_golden_folder() / "layers.npz") as arrays:
+        return dict(arrays)
+
+
+def _golden_folder() -> Path:
+    for folder in data_folders():
+        if (folder / "golden" / "layers.json").is_file():
+            return folder / "golden"
+    pytest.skip("the golden figures are not here (golden/ beside the folder TEMPBALANCE_DATA)")
