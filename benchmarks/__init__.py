@@ -1,0 +1,1 @@
+"""Benchmarks: every speed that the documentation claims, measured again by one command."""
