@@ -1,0 +1,1 @@
+"""Lightning data modules, file readers and the solvers that generate data."""

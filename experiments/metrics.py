@@ -1,0 +1,42 @@
+"""Errors of predicted fields, one number a sample, and their TorchMetrics accumulators."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torchmetrics import MeanMetric
+
+_TINY = 1e-12
+
+
+def relative_l2(prediction: Tensor, target: Tensor) -> Tensor:
+    """||prediction - target|| / ||target|| of each sample, (B, ...) -> (B,)."""
+    error = (prediction - target).flatten(1).norm(dim=1)
+    return error / target.flatten(1).norm(dim=1).clamp_min(_TINY)
+
+
+def nrmse(prediction: Tensor, target: Tensor, fields: int = 2) -> Tensor:
+    """Root mean square over the grid, over that of the target, averaged over the fields.
+
+    The first `fields` dimensions after the batch, (B, C, *grid) with 1 or (B, T, C, *grid) with 2,
+    are averaged after the division, so that a small field weighs as much as a large one. (B,).
+    """
+    error = (prediction - target).flatten(fields + 1).square().mean(-1).sqrt()
+    scale = target.flatten(fields + 1).square().mean(-1).sqrt().clamp_min(_TINY)
+    return (error / scale).flatten(1).mean(1)
+
+
+class SampleMean(MeanMetric):
+    """Mean over all samples seen, whatever the sizes of the batches and the number of ranks."""
+
+    def update(self, value: Tensor) -> None:  # type: ignore[override]
+        """Take the values (B,) of a batch."""
+        super().update(value.detach().to(torch.float32))
+
+
+class MeanRelativeL2:
+    """Training loss: the mean of `relative_l2` over the batch."""
+
+    def __call__(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """(B, ...) and (B, ...) -> a scalar."""
+        return relative_l2(prediction, target).mean()

@@ -1,0 +1,94 @@
+"""Means, standard errors and paired differences of few numbers, with Student's t."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from scipy.stats import t as student
+
+
+@dataclass(frozen=True)
+class Mean:
+    """Mean of n values; standard deviation and standard error are None for one value."""
+
+    n: int
+    mean: float
+    sd: float | None
+    se: float | None
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Mean difference over the seeds that both have, and the t interval around it.
+
+    `low`, `high` and `p` (two-sided) are None under two pairs. `wins` counts the pairs in which
+    the method is better, a tie as neither. `unpaired` are the seeds that only one of the two has.
+    """
+
+    n: int
+    mean: float
+    se: float | None
+    low: float | None
+    high: float | None
+    p: float | None
+    wins: int
+    losses: int
+    unpaired: tuple[int, ...]
+
+
+def mean(values: Sequence[float]) -> Mean:
+    """Mean and spread (n - 1 in the denominator).
+
+    Raises: ValueError for no values.
+    """
+    n = len(values)
+    if n == 0:
+        raise ValueError("no values to average")
+    centre = math.fsum(values) / n
+    if n == 1:
+        return Mean(1, centre, None, None)
+    sd = math.sqrt(math.fsum((value - centre) ** 2 for value in values) / (n - 1))
+    return Mean(n, centre, sd, sd / math.sqrt(n))
+
+
+def paired(
+    method: Mapping[int, float],
+    baseline: Mapping[int, float],
+    mode: str,
+    confidence: float = 0.95,
+) -> Paired | None:
+    """Differences method - baseline by seed; None where they have no seed in common.
+
+    `mode` is `max` where larger is better, else `min`.
+    """
+    shared = sorted(method.keys() & baseline.keys())
+    if not shared:
+        return None
+    differences = [method[seed] - baseline[seed] for seed in shared]
+    sign = 1.0 if mode == "max" else -1.0
+    wins = sum(sign * value > 0 for value in differences)
+    losses = sum(sign * value < 0 for value in differences)
+    unpaired = tuple(sorted(method.keys() ^ baseline.keys()))
+    summary = mean(differences)
+    low = high = p = None
+    if summary.se is not None:
+        reach = float(student.ppf(0.5 + confidence / 2, summary.n - 1)) * summary.se
+        low, high = summary.mean - reach, summary.mean + reach
+        if summary.se > 0:
+            p = 2.0 * float(student.sf(abs(summary.mean) / summary.se, summary.n - 1))
+        else:  # equal differences: certain if they are not zero
+            p = 1.0 if summary.mean == 0 else 0.0
+    return Paired(summary.n, summary.mean, summary.se, low, high, p, wins, losses, unpaired)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values corrected for their number (Holm 1979), in the order given."""
+    order = sorted(range(len(p_values)), key=lambda index: p_values[index])
+    corrected = [1.0] * len(p_values)
+    largest = 0.0
+    for rank, index in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        corrected[index] = largest
+    return corrected

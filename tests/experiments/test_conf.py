@@ -1,0 +1,218 @@
+"""Every configuration composes, builds its objects, and every experiment runs a step."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from standins import composed, substitute
+
+import tempbalance
+from experiments import extras, sweep
+from experiments.train import train
+
+
+def options(group: str) -> list[str]:
+    """Names of the files of a configuration group."""
+    return sorted(path.stem for path in (sweep.CONF / group).glob("*.yaml"))
+
+
+EXPERIMENTS = options("experiment")
+METHODS = options("balance")
+
+
+def test_the_published_experiments_and_the_controls_are_there() -> None:
+    cifar = ("resnet18", "resnet34", "vgg16", "vgg19")
+    assert set(EXPERIMENTS) >= {
+        "quickstart",
+        *(f"cifar100_{name}" for name in cifar),
+        "cifar10_resnet18",
+        "tinyimagenet_wrn16_8",
+        *(f"{data}_{model}" for data in ("darcy", "cfd1d", "cfd2d") for model in ("fno", "unet")),
+    }
+    controls = {"shuffled", "reversed", "constant", "frozen", "pertype", "type_unit"}
+    assert set(METHODS) >= {"none", "tb", "farms", "tb_sigmoid", "farms_sigmoid", *controls}
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_experiment_files_hold_overrides_a_seed_and_their_command(experiment: str) -> None:
+    text = (sweep.CONF / "experiment" / f"{experiment}.yaml").read_text()
+    assert f"# python -m experiments.train experiment={experiment}" in text
+    content = OmegaConf.create(text)
+    assert content.name == experiment
+    assert isinstance(content.seed, int)
+    assert "_target_" not in {key for key in content if key != "tuned"}
+
+
+PAIRS = {
+    *((experiment, "farms_sigmoid") for experiment in EXPERIMENTS),
+    *(("cifar100_vgg16", balance) for balance in METHODS),
+}
+
+
+@pytest.mark.parametrize(("experiment", "balance"), sorted(PAIRS))
+def test_experiments_and_methods_compose(experiment: str, balance: str, tmp_path: Path) -> None:
+    cfg = composed(tmp_path, f"experiment={experiment}", f"balance={balance}")
+    resolved = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    assert isinstance(resolved, dict)
+    assert resolved["method"] == balance
+    assert (resolved["balance"] is None) == (balance == "none")
+
+
+@pytest.mark.parametrize("balance", [name for name in METHODS if name != "none"])
+@pytest.mark.parametrize("experiment", ["quickstart", "cfd2d_fno"])
+def test_balance_builds_its_strategies(experiment: str, balance: str, tmp_path: Path) -> None:
+    cfg = composed(tmp_path, f"experiment={experiment}", f"balance={balance}")
+    windows, assign = instantiate(cfg.balance.windows), instantiate(cfg.balance.assign)
+    assert windows.grid(30, 20).height > 0
+    kinds = ["Conv2d", "Conv2d", "SpectralConv", "Linear"]
+    multipliers = assign([2.0, 3.0, 4.0, math.nan], kinds)
+    assert multipliers.shape == (4,)
+    assert bool((multipliers > 0).all())
+
+
+def test_tuned_values_reach_the_methods(tmp_path: Path) -> None:
+    def built(experiment: str, balance: str, *more: str) -> tuple[Any, Any]:
+        cfg = composed(tmp_path, f"experiment={experiment}", f"balance={balance}", *more)
+        return cfg, instantiate(cfg.balance.assign)
+
+    cfg, assign = built("cifar100_resnet18", "farms")
+    assert assign == tempbalance.LinearMap(0.1, 1.9)
+    assert instantiate(cfg.balance.windows) == tempbalance.Farms.released_conv(1.0)
+    assert (cfg.balance.skip_first, cfg.balance.skip_last) == (False, False)
+    assert cfg.balance.min_eigs == 5
+    cfg, assign = built("cifar100_vgg19", "farms_inner")
+    assert assign == tempbalance.LinearMap(0.4, 1.6)
+    assert (cfg.balance.skip_first, cfg.balance.skip_last) == (False, True)
+    cfg, assign = built("cifar100_resnet34", "tb_inner")
+    assert assign == tempbalance.LinearMap(0.3, 1.7)
+    assert instantiate(cfg.balance.windows) == tempbalance.WholeMatrix()
+    assert (cfg.balance.skip_first, cfg.balance.skip_last) == (True, True)
+    assert built("cfd2d_fno", "tb_sigmoid")[1] == tempbalance.SigmoidMap(0.125)
+    assert built("cfd2d_fno", "tb_sigmoid", "data.share=0.025")[1] == tempbalance.SigmoidMap(0.5)
+    # Without published values: the library's own defaults.
+    cfg, assign = built("quickstart", "farms")
+    assert assign == tempbalance.LinearMap()
+    assert instantiate(cfg.balance.windows) == tempbalance.Farms()
+    # A value on the command line comes last.
+    assert built("cifar100_vgg16", "tb", "balance.assign.s1=0.9")[1].s1 == 0.9
+
+
+def test_rates_of_the_published_rows(tmp_path: Path) -> None:
+    def rate(*overrides: str) -> float:
+        return float(composed(tmp_path, *overrides).optimizer.lr)
+
+    assert rate("experiment=cifar100_resnet34", "balance=none") == 0.05
+    assert rate("experiment=cifar100_resnet34", "balance=farms") == 0.1
+    assert rate("experiment=cifar100_resnet34", "balance=none", "optimizer.lr=0.1") == 0.1
+    assert rate("experiment=cifar100_resnet18") == 0.1
+    assert rate("experiment=cifar100_vgg16") == rate("experiment=cifar100_vgg19") == 0.05
+    assert rate("experiment=cfd2d_fno") == 2.5e-3
+    cfg = composed(tmp_path, "experiment=cifar100_resnet18")
+    assert (cfg.optimizer.momentum, cfg.optimizer.weight_decay) == (0.9, 5e-4)
+    assert (cfg.data.batch_size, cfg.trainer.max_epochs) == (128, 200)
+    cfg = composed(tmp_path, "experiment=cfd1d_fno", "data.share=0.025")
+    assert (cfg.data.batch_size, cfg.optimizer.weight_decay) == (10, 0.1)
+
+
+def test_cosine_reaches_zero_at_the_end_of_the_run(tmp_path: Path) -> None:
+    cfg = composed(tmp_path, "experiment=cifar100_resnet18", "trainer.max_epochs=7")
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    schedule = instantiate(cfg.schedule.scheduler)(optimizer)
+    for _ in range(7):
+        optimizer.step()
+        schedule.step()
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.0, abs=1e-12)
+
+
+def test_a_missing_package_is_named_with_its_cure() -> None:
+    extras.require("torch")
+    with pytest.raises(SystemExit, match=r"no_such_package.*'tempbalance\[experiments\]'"):
+        extras.require("torch", "no_such_package")
+
+
+def test_settings_by_share_of_the_data() -> None:
+    table = {0.025: "a", 0.1: "b", 1.0: "c"}
+    found = [sweep.at_share(share, table) for share in (0.006, 0.025, 0.05, 0.1, 0.5, 1)]
+    assert found == ["a", "a", "b", "b", "c", "c"]
+    with pytest.raises(ValueError, match=r"data\.share=2"):
+        sweep.at_share(2, table)
+
+
+# A step of every experiment with its real model, on random data of the right shapes. Measuring the
+# largest models takes seconds, so these train without balancing here.
+LARGE = ("cifar100_resnet34", "cifar100_vgg19", "tinyimagenet_wrn16_8")
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_runs_a_step(experiment: str, tmp_path: Path) -> None:
+    balance = "none" if experiment in LARGE else "farms"
+    overrides = [f"experiment={experiment}", f"balance={balance}", "trainer.fast_dev_run=true"]
+    cfg = substitute(composed(tmp_path, *overrides))
+    result = train(cfg)
+    assert result["name"] == experiment
+    assert math.isfinite(result["value"])
+    assert math.isfinite(result["last"]["train/loss"])
+
+
+@pytest.mark.parametrize("balance", METHODS)
+def test_every_method_runs_a_step(balance: str, tmp_path: Path) -> None:
+    overrides = ("experiment=quickstart", f"balance={balance}", "trainer.max_epochs=1")
+    result = train(substitute(composed(tmp_path, *overrides)))
+    assert result["method"] == balance
+    assert math.isfinite(result["last"]["train/loss"])
+    assert (result["measuring_share"] is None) == (balance == "none")
+    assert (Path(composed(tmp_path, *overrides).folder) / "tempbalance.csv").exists() == (
+        balance != "none"
+    )
+
+
+@pytest.mark.parametrize("launcher", ["basic", "joblib", "submitit_slurm"])
+def test_launchers_compose(launcher: str, tmp_path: Path) -> None:
+    if launcher != "basic":
+        plugin = {"joblib": "joblib", "submitit_slurm": "submitit"}[launcher]
+        pytest.importorskip(f"hydra_plugins.hydra_{plugin}_launcher")
+    with initialize_config_dir(str(sweep.CONF), version_base="1.3"):
+        cfg = compose(
+            "train",
+            ["experiment=quickstart", "balance=farms", "seed=7", f"hydra/launcher={launcher}"],
+            return_hydra_config=True,
+        )
+    HydraConfig.instance().set_config(cfg)
+    target = str(cfg.hydra.launcher._target_).lower()
+    assert launcher.split("_")[-1] in target
+    assert "summary" in cfg.hydra.callbacks
+    # The folder of a sweep's job is that of the same run alone.
+    alone = cfg.hydra.run.dir
+    assert f"{cfg.hydra.sweep.dir}/{cfg.hydra.sweep.subdir}" == alone
+    assert alone == "outputs/quickstart/farms-seed7"
+
+
+@pytest.mark.parametrize("trainer", options("trainer"))
+@pytest.mark.parametrize("logger", options("logger"))
+def test_trainers_and_loggers_compose(trainer: str, logger: str, tmp_path: Path) -> None:
+    cfg = sweep.compose([f"outputs={tmp_path}", f"trainer={trainer}", f"logger={logger}"])
+    OmegaConf.resolve(cfg)
+    assert "csv" in cfg.logger
+    if trainer == "fsdp2":
+        assert type(instantiate(cfg.trainer.strategy)).__name__ == "ModelParallelStrategy"
+
+
+@pytest.mark.parametrize("data", options("data"))
+def test_data_modules_take_their_configuration(data: str, tmp_path: Path) -> None:
+    cfg = composed(tmp_path, f"data={data}", f"data_root={tmp_path}", "model=unet")
+    asked = {name for name in cfg.problem if OmegaConf.is_missing(cfg.problem, name)}
+    # Only the owner of the images knows their classes.
+    assert asked == ({"num_classes"} if data == "image_folder" else set())
+    module = instantiate(cfg.data)
+    assert module.batch_size == cfg.data.batch_size
+    for name in ("num_classes", "in_channels", "out_channels", "dim"):
+        if name not in asked and isinstance(getattr(type(module), name, None), int):
+            assert getattr(module, name) == cfg.problem[name]
