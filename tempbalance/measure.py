@@ -6,6 +6,7 @@ The pipeline of the package: layers -> windows -> spectrum -> power law. Statele
 from __future__ import annotations
 
 import enum
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from tempbalance.spectrum import (
     Task,
     full_precision,
     needs_float64,
+    pinned,
     spectra,
     spectra_float64,
     unit_scale,
@@ -178,6 +180,7 @@ class _Engine:
     ) -> None:
         self.windows, self.fit, self.budget = windows, fit, budget
         self.keep_spectra, self.progress = keep_spectra, progress
+        self.workers = torch.get_num_threads()  # of the calling thread: the user's
 
     def run(
         self, layers: Sequence[Layer], mine: Sequence[bool]
@@ -187,25 +190,36 @@ class _Engine:
         values: list[npt.NDArray[np.float64] | None] = [None] * len(layers)
         costs = [cost(layer, self.windows) * own for layer, own in zip(layers, mine, strict=True)]
         for batch in self._batches(layers, mine):
-            progress = self._part_of_progress(sum(costs[i] for i in batch) / sum(costs))
-            eigenvalues = spectra(list(batch.values()), self.budget, progress)
-            by_device: dict[torch.device, list[int]] = {}
-            for i, layer_eigenvalues in enumerate(eigenvalues):
-                by_device.setdefault(layer_eigenvalues.device, []).append(i)
-            index, tasks = list(batch), list(batch.values())
-            for some in by_device.values():
-                rows, kept = self._finish([tasks[i] for i in some], [eigenvalues[i] for i in some])
+            for some in _by_device(batch):
+                share = sum(costs[i] for i in some) / sum(costs)
+                slices = {i: batch[i] for i in some}
+                on_cpu = all(s.device.type == "cpu" for s in slices.values())
+                compute = functools.partial(self._compute, layers, slices, share)
+                rows, kept = pinned(compute) if on_cpu else compute()
                 for i, row, keep in zip(some, rows, kept, strict=True):
-                    stats[index[i]], values[index[i]] = row, keep
+                    stats[i], values[i] = row, keep
         return stats, values
+
+    @torch.no_grad()  # per thread
+    def _compute(
+        self, layers: Sequence[Layer], slices: dict[int, Tensor], share: float
+    ) -> tuple[npt.NDArray[np.float64], list[npt.NDArray[np.float64] | None]]:
+        tasks = [
+            Task(s, self.windows.grid(*layers[i].shape[1:]), unit_scale(s))
+            for i, s in slices.items()
+        ]
+        progress = self._part_of_progress(share)
+        return self._finish(tasks, spectra(tasks, self.budget, progress, self.workers))
 
     def _part_of_progress(self, share: float) -> Callable[[float], None] | None:
         report = self.progress
         return None if report is None else lambda done: report(done * share)
 
-    def _batches(self, layers: Sequence[Layer], mine: Sequence[bool]) -> Iterator[dict[int, Task]]:
-        """Layers to compute together: all, unless reading them makes tensors of their own."""
-        batch: dict[int, Task] = {}
+    def _batches(
+        self, layers: Sequence[Layer], mine: Sequence[bool]
+    ) -> Iterator[dict[int, Tensor]]:
+        """Weights to compute together: all, unless reading them makes tensors of their own."""
+        batch: dict[int, Tensor] = {}
         copied = 0
         for i, (layer, is_mine) in enumerate(zip(layers, mine, strict=True)):
             if not is_mine and not layer.copies:
@@ -217,7 +231,7 @@ class _Engine:
                 slices = slices.cpu()  # no eigensolver, or no float64, on the others
             if slices.element_size() == 1:
                 slices = slices.float()  # float8 has no arithmetic
-            batch[i] = Task(slices, self.windows.grid(*layer.shape[1:]), unit_scale(slices))
+            batch[i] = slices
             copied += slices.numel() * slices.element_size() if layer.copies else 0
             if copied > self.budget // 2:
                 yield batch
@@ -232,20 +246,26 @@ class _Engine:
         stats, kept = self._read(self._table(tasks, eigenvalues), eigenvalues)
         doubtful = [i for i, row in enumerate(stats) if row[_DOUBT] and row[_SCALE]]
         redo: list[tuple[Task, Tensor, Tensor]] = []
+        again_of: list[int] = []
         for i in doubtful:
-            # Of several fits a layer only the mean xmin is known here: redo all of its windows.
-            lowest = stats[i, _XMIN] if self.windows.pool == "spectrum" else 0.0
-            xmin = torch.as_tensor(lowest, device=eigenvalues[i].device).reshape(1)
-            mask = needs_float64(eigenvalues[i].double(), xmin)
-            redo.append((tasks[i], eigenvalues[i], mask))
+            mask = needs_float64(eigenvalues[i].double(), self._tail_ends(eigenvalues[i]))
+            if mask.any():
+                redo.append((tasks[i], eigenvalues[i], mask))
+                again_of.append(i)
         if redo:
-            better = spectra_float64(redo, self.budget)
+            better = spectra_float64(redo, self.budget, self.workers)
             again, kept_again = self._read(
                 self._table([task for task, _, _ in redo], better), better
             )
-            for i, row, keep in zip(doubtful, again, kept_again, strict=True):
+            for i, row, keep in zip(again_of, again, kept_again, strict=True):
                 stats[i], kept[i] = row, keep
         return stats, kept
+
+    def _tail_ends(self, eigenvalues: Tensor) -> Tensor:
+        """xmin of each fit of one layer's eigenvalues (P, S, k): (1,) or (P,)."""
+        rows = eigenvalues.reshape(1 if self.windows.pool == "spectrum" else len(eigenvalues), -1)
+        values = torch.nan_to_num(rows.double(), 0.0, 0.0, 0.0).sort(-1).values
+        return self.fit(values, (values <= 0).sum(-1)).xmin
 
     def _table(self, tasks: list[Task], eigenvalues: list[Tensor]) -> Tensor:
         """The statistics of every layer: (L, columns) float64, on the device."""
@@ -312,6 +332,13 @@ class _Engine:
             scale = row[_SCALE]
             kept.append(_unscaled(np.sort(part[part > 0]), scale) if scale else None)
         return stats, kept
+
+
+def _by_device(batch: dict[int, Tensor]) -> list[list[int]]:
+    by_device: dict[torch.device, list[int]] = {}
+    for i, slices in batch.items():
+        by_device.setdefault(slices.device, []).append(i)
+    return list(by_device.values())
 
 
 def _host(values: list[int]) -> Tensor:
