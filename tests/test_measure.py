@@ -508,10 +508,10 @@ def test_a_healthy_trained_network_is_measured_in_float32(monkeypatch: pytest.Mo
     redone = 0
     original = module.spectra_float64
 
-    def count(tasks: list[tuple[object, object, Tensor]], budget: int) -> list[Tensor]:
+    def count(tasks: list[tuple[object, object, Tensor]], *rest: object) -> list[Tensor]:
         nonlocal redone
         redone += sum(int(mask.sum()) for _, _, mask in tasks)
-        return original(tasks, budget)  # type: ignore[arg-type]
+        return original(tasks, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(module, "spectra_float64", count)
     x, y = datasets.load_digits(return_X_y=True)

@@ -1,0 +1,45 @@
+# Two commands do all the set-up on a fresh machine: `make demo` and `make test`.
+# PYTHON=... chooses the interpreter that makes the virtual environment, VENV=... its folder.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# One thread a test process: threads of several processes on few cores wait for each other.
+TEST_ENV := OMP_NUM_THREADS=1 WANDB_MODE=offline MPLBACKEND=Agg
+WORKERS ?= 2
+
+.PHONY: demo test test-fast lint format bench wheel-test clean
+
+demo: $(STAMP)  ## a small ResNet on digits: uniform, TempBalance and FARMS over three seeds
+	$(BIN)/python -m experiments.quickstart
+
+test: $(STAMP)  ## all tests
+	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
+test-fast: $(STAMP)  ## all tests but those that start processes or train for long
+	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow"
+
+lint: $(STAMP)  ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy tempbalance experiments benchmarks
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(STAMP)  ## time of a measurement, and what many param groups cost
+	$(BIN)/python -m benchmarks.measure
+	$(BIN)/python -m benchmarks.optimizer_groups
+
+# torch and torchvision together and plainly: a CPU-only torch may not fit torchvision.
+$(STAMP): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet torch torchvision
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
