@@ -14,7 +14,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
-from standins import composed
+from standins import composed, substitute
 
 from experiments import sweep
 from experiments.train import train
@@ -165,14 +165,21 @@ def test_without_validation_data_the_test_set_is_watched_and_named(tmp_path: Pat
     assert result["last"]["val/accuracy"] == pytest.approx(result["value"])
 
 
+def test_without_validation_data_the_first_of_several_test_sets_is_watched(tmp_path: Path) -> None:
+    cfg = composed(tmp_path, "experiment=darcy_fno", "data.val_fraction=0", "trainer.max_epochs=1")
+    cfg = substitute(cfg)
+    cfg.data = {**cfg.data, "tests": 2}
+    result = train(cfg)
+    assert {"test/relative_l2", "test_32/relative_l2"} <= set(result["test"])
+    assert result["best_on"] == "test"
+
+
 def test_wandb_has_a_run_a_job_and_it_is_ended(tmp_path: Path, monkeypatch: Any) -> None:
     wandb = pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_SILENT", "true")
     monkeypatch.setenv("WANDB_CACHE_DIR", str(tmp_path / "cache"))
     for seed in (1, 2):
-        cfg = composed(
-            tmp_path, *SMALL, "logger=wandb", "trainer.max_epochs=1", f"seed={seed}"
-        )
+        cfg = composed(tmp_path, *SMALL, "logger=wandb", "trainer.max_epochs=1", f"seed={seed}")
         train(cfg)
         assert wandb.run is None
         found = list((Path(cfg.folder) / "wandb").glob("offline-run-*/*.wandb"))
