@@ -1,4 +1,4 @@
-"""Command line: ``tempbalance analyze CHECKPOINT`` and ``tempbalance compare A B``.
+"""Command line: ``tempbalance analyze CHECKPOINT``, ``compare A B`` and ``plot RUN_DIR``.
 
 A subcommand is a function that adds its parser and names, as ``run``, the function that does the
 work and returns the exit code; it is listed in ``_COMMANDS``.
@@ -162,6 +162,41 @@ def _compare(options: argparse.Namespace) -> int:
     return OK
 
 
+# --- plot ----------------------------------------------------------------------------------------
+
+
+def _add_plot(commands: Any) -> None:
+    parser = commands.add_parser(
+        "plot",
+        help="pictures of a training run",
+        description="Draw what TempBalanceCallback wrote in a run: alpha by layer over the epochs, "
+        "the learning-rate multipliers over time, and the spectra of some layers at the first and "
+        "the last measurement. PNG files.",
+        epilog="example: tempbalance plot lightning_logs/version_3 --layers 'layer1.*' fc",
+    )
+    parser.add_argument(
+        "run_dir", metavar="RUN_DIR",
+        help="the folder that holds tempbalance.csv, or one with exactly one such run below it",
+    )  # fmt: skip
+    parser.add_argument(
+        "--out", metavar="DIR", help="where to write (default: the folder plots in the run's)"
+    )
+    parser.add_argument(
+        "--layers", nargs="+", default=[], metavar="PATTERN",
+        help="layers whose spectra are drawn, * for any letters (default: those of smallest, "
+        "median and largest alpha, and the one that changed most)",
+    )  # fmt: skip
+    parser.set_defaults(run=_plot)
+
+
+def _plot(options: argparse.Namespace) -> int:
+    from tempbalance.run_plots import plot_run
+
+    for path in plot_run(options.run_dir, options.out, options.layers):
+        _note(f"drew {path}")
+    return OK
+
+
 # --- work ----------------------------------------------------------------------------------------
 
 
@@ -226,7 +261,7 @@ def _note(text: str) -> None:
     sys.stderr.write(f"tempbalance: {text}\n")
 
 
-_COMMANDS: tuple[Callable[[Any], None], ...] = (_add_analyze, _add_compare)
+_COMMANDS: tuple[Callable[[Any], None], ...] = (_add_analyze, _add_compare, _add_plot)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import csv
+import copy
 import logging
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,14 @@ from lightning.pytorch.callbacks import (
     BackboneFinetuning,
     BaseFinetuning,
     EarlyStopping,
+    LearningRateFinder,
     LearningRateMonitor,
     ModelCheckpoint,
+    ModelPruning,
     StochasticWeightAveraging,
 )
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.tuner import Tuner
 from lightning_modules import Manual, Plain, loader
 from torch import nn
 from torch.optim import lr_scheduler as lrs
@@ -34,6 +38,7 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:.*does not have many workers",
     "ignore:.*logging interval",
     "ignore:.*lr_scheduler.step.*before",
+    "ignore:A `OneCycleLR` scheduler is using 'interval'",
 )
 
 
@@ -301,36 +306,6 @@ def test_gradual_unfreezing_and_its_resume(tmp_path: Path) -> None:
     assert callback2.schedulers[0].get_base_lr() == scheduler.get_base_lr()
 
 
-def test_logs(tmp_path: Path) -> None:
-    loggers = [CSVLogger(tmp_path, "csv"), TensorBoardLogger(tmp_path, "tb")]
-    t = trainer(tmp_path, TempBalanceCallback(), logger=loggers)
-    t.fit(Plain(cosine), loader())
-    folder = Path(t.log_dir)
-    with (folder / "metrics.csv").open() as file:
-        metrics = [row for row in csv.DictReader(file) if row.get("tempbalance/alpha/net.0")]
-    assert [row["epoch"] for row in metrics] == ["0.0", "1.0", "2.0"]
-    for name in ("alpha/net.3", "multiplier/net.3", "lr/net.3", "alpha/median", "time_share"):
-        assert float(metrics[-1][f"tempbalance/{name}"]) > 0
-    with (folder / "tempbalance.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert len(rows) == 12
-    assert {row["layer"] for row in rows} == {"net.0", "net.3", "net.8", "net.10"}
-    assert (folder / "esd_first.npz").exists()
-    assert (folder / "esd_last.npz").exists()
-
-
-def test_summary_and_no_logger(tmp_path: Path) -> None:
-    t = trainer(tmp_path, TempBalanceCallback(log="summary"), logger=CSVLogger(tmp_path))
-    t.fit(Plain(cosine), loader())
-    text = (Path(t.log_dir) / "metrics.csv").read_text()
-    assert "tempbalance/alpha/max" in text
-    assert "alpha/net.0" not in text
-    quiet = tmp_path / "quiet"
-    quiet.mkdir()
-    trainer(quiet, TempBalanceCallback()).fit(Plain(cosine), loader())
-    assert list(quiet.iterdir()) == []
-
-
 def test_observer_changes_nothing(tmp_path: Path) -> None:
     callback, model, twin = TempBalanceCallback(observe=True), Plain(cosine), Plain(cosine)
     t, t2 = trainer(tmp_path, callback, logger=CSVLogger(tmp_path)), trainer(tmp_path)
@@ -342,11 +317,205 @@ def test_observer_changes_nothing(tmp_path: Path) -> None:
     assert type(t.lr_scheduler_configs[0].scheduler) is lrs.CosineAnnealingLR
 
 
-def test_compiled_module(tmp_path: Path) -> None:
-    callback = TempBalanceCallback()
-    model = torch.compile(Plain(cosine), backend="eager")
-    trainer(tmp_path, callback, epochs=1).fit(model, loader())
+@pytest.mark.slow
+@pytest.mark.parametrize("in_place", [False, True])
+def test_compiled_module(tmp_path: Path, in_place: bool) -> None:
+    """With the real compiler; the measurement reads the weights outside of it."""
+    callback, model = TempBalanceCallback(), Plain(cosine)
+    torch._dynamo.reset()
+    if in_place:
+        model.net.compile()
+    trainer(tmp_path, callback, epochs=2).fit(model if in_place else torch.compile(model), loader())
     assert set(callback.schedulers[0].multipliers) == {"net.0", "net.3", "net.8", "net.10"}
+    assert callback.balancers[0].measurements == 2
+    assert len(set(rates(model.trainer.optimizers[0]))) == 4
+
+
+class Searched(Plain):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lr = 0.1
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.SGD(self.parameters(), lr=self.lr)
+        return [optimizer], [lrs.ExponentialLR(optimizer, 0.5)]
+
+
+@pytest.mark.parametrize("how", ["tuner", "before", "after"])
+def test_learning_rate_search(tmp_path: Path, how: str) -> None:
+    """The search sees uniform rates; the fit then balances the rate that was found."""
+    callback, model = TempBalanceCallback(), Searched()
+    options: Any = {"num_training": 20, "early_stop_threshold": None}
+    finder = LearningRateFinder(num_training_steps=20, early_stop_threshold=None)
+    orders: Any = {"tuner": [callback], "before": [finder, callback], "after": [callback, finder]}
+    t = trainer(tmp_path, *orders[how], epochs=2, enable_checkpointing=True)
+    if how == "tuner":
+        Tuner(t).lr_find(model, loader(16), **options)
+    t.fit(model, loader(16))
+    assert model.lr != 0.1
+    scheduler = callback.schedulers[0]
+    assert scheduler.get_base_lr() == pytest.approx([model.lr / 4] * 4)
+    factors = scheduler.grouping.factors(scheduler.multipliers)
+    assert rates(t.optimizers[0]) == pytest.approx([model.lr / 4 * f for f in factors])
+
+
+@pytest.mark.parametrize(
+    ("options", "measured"),
+    [
+        ({"fast_dev_run": True}, 1),
+        ({"overfit_batches": 1}, 3),
+        ({"limit_train_batches": 0}, 0),
+        ({"epochs": 0}, 0),
+        ({"max_steps": 9}, 3),
+        ({"gradient_clip_val": 0.1, "accumulate_grad_batches": 3}, 3),
+        ({"val_check_interval": 0.5, "reload_dataloaders_every_n_epochs": 1}, 3),
+        ({"precision": "bf16-true"}, 3),
+    ],
+    ids=str,
+)
+def test_ways_to_run(tmp_path: Path, options: Any, measured: int) -> None:
+    callback = TempBalanceCallback()
+    t = trainer(tmp_path, callback, **options)
+    t.fit(Plain(cosine), loader(), loader())
+    assert callback.balancers[0].measurements == measured
+
+
+def test_half_precision_on_a_cpu_is_bfloat16(tmp_path: Path) -> None:
+    callback = TempBalanceCallback()
+    with pytest.warns(UserWarning, match="Using `precision='bf16-mixed'` instead"):
+        t = trainer(tmp_path, callback, precision="16-mixed")
+    t.fit(Plain(cosine), loader())
+    assert callback.balancers[0].measurements == 3
+
+
+class Stopped(pl.Callback):
+    def __init__(self, step: int, error: type[BaseException]) -> None:
+        self.step, self.error = step, error
+
+    def on_train_batch_end(self, trainer: Any, *rest: Any) -> None:
+        if trainer.global_step == self.step:
+            raise self.error("stopped")
+
+
+def test_interrupted_by_the_user(tmp_path: Path) -> None:
+    t = trainer(tmp_path, TempBalanceCallback(), Stopped(7, KeyboardInterrupt),
+                logger=CSVLogger(tmp_path))  # fmt: skip
+    with pytest.raises(SystemExit):
+        t.fit(Plain(cosine), loader())
+    assert (Path(t.log_dir) / "esd_last.npz").exists()
+
+
+def test_resume_without_the_callback_says_what_to_do(tmp_path: Path) -> None:
+    keep = ModelCheckpoint(tmp_path / "c", filename="last")
+    trainer(tmp_path, TempBalanceCallback(), keep, epochs=1).fit(Plain(cosine), loader())
+    saved = str(tmp_path / "c" / "last.ckpt")
+    with (
+        pytest.warns(UserWarning, match=r"without balancing: assign=Constant\(1.0\)"),
+        pytest.raises(ValueError, match="different number of parameter groups"),
+    ):
+        trainer(tmp_path, epochs=2).fit(Plain(cosine), loader(), ckpt_path=saved)
+    observer = TempBalanceCallback(observe=True)
+    with pytest.raises(ValueError, match=r"assign=tempbalance.Constant\(1.0\)"):
+        trainer(tmp_path, observer, epochs=2).fit(Plain(cosine), loader(), ckpt_path=saved)
+    trainer(tmp_path).validate(Plain(cosine), loader(), ckpt_path=saved, verbose=False)
+    # The cure that the messages name: rates are uniform again.
+    t = trainer(tmp_path, TempBalanceCallback(assign=tb.Constant(1.0)), epochs=2)
+    t.fit(Plain(cosine), loader(), ckpt_path=saved)
+    assert rates(t.optimizers[0]) == pytest.approx([0.05] * 4)
+
+
+def test_resume_with_another_clock(tmp_path: Path) -> None:
+    """From epochs to steps: measurements go on from here, none is made up for."""
+    keep = ModelCheckpoint(tmp_path / "c", filename="last")
+    trainer(tmp_path, TempBalanceCallback(), keep, epochs=2).fit(Plain(cosine), loader())
+    callback = TempBalanceCallback(every_n_steps=2)
+    t = trainer(tmp_path, callback, epochs=3)
+    t.fit(Plain(cosine), loader(), ckpt_path=str(tmp_path / "c" / "last.ckpt"))
+    assert callback._clock == t.global_step == 12
+    assert callback.balancers[0].measurements == 2 + 2
+
+
+def test_a_used_callback_can_be_pickled(tmp_path: Path) -> None:
+    """As ddp_spawn does with a callback that another fit has used."""
+    callback = TempBalanceCallback(every_n_epochs=2)
+    trainer(tmp_path, callback).fit(Plain(), loader())
+    for twin in (pickle.loads(pickle.dumps(callback)), copy.deepcopy(callback)):
+        trainer(tmp_path, twin).fit(Plain(), loader())
+        assert twin.balancers[0].measurements == callback.balancers[0].measurements == 2
+
+
+class Other:
+    """The other package: its modules are not those of ``lightning.pytorch``."""
+
+    def __init__(self, tmp_path: Path) -> None:
+        self.pl = pytest.importorskip("pytorch_lightning")
+        self.tmp_path = tmp_path
+
+    def fit(self, *callbacks: Any, schedule: bool = True, frozen: bool = False, **fit: Any) -> Any:
+        class Module(self.pl.LightningModule):  # type: ignore[name-defined]
+            net = None
+
+            def __init__(self) -> None:
+                super().__init__()
+                self.backbone = Plain().net[:8]
+                self.head = Plain().net[8:]
+
+            def configure_optimizers(self) -> Any:
+                chosen = (self.head if frozen else self).parameters()
+                optimizer = torch.optim.SGD(chosen, lr=0.1, momentum=0.9)
+                return ([optimizer], [cosine(optimizer)]) if schedule else optimizer
+
+            def training_step(self, batch: Any, batch_idx: int) -> Any:
+                logits = self.head(self.backbone(batch[0]))
+                return nn.functional.cross_entropy(logits, batch[1])
+
+        keep = [c for c in callbacks if type(c).__name__ == "ModelCheckpoint"]
+        t = self.pl.Trainer(
+            max_epochs=4, accelerator="cpu", callbacks=list(callbacks), logger=False,
+            enable_checkpointing=bool(keep), enable_progress_bar=False,
+            enable_model_summary=False, default_root_dir=str(self.tmp_path),
+        )  # fmt: skip
+        module = Module()
+        t.fit(module, loader(), **fit)
+        return t, module
+
+
+@pytest.mark.parametrize("schedule", [False, True])
+def test_the_other_package(tmp_path: Path, schedule: bool) -> None:
+    other = Other(tmp_path)
+    keep = other.pl.callbacks.ModelCheckpoint(tmp_path / "c", save_top_k=-1, filename="{epoch}")
+    t, whole = other.fit(TempBalanceCallback(), keep, schedule=schedule)
+    (config,) = t.lr_scheduler_configs
+    assert isinstance(config, other.pl.utilities.types.LRSchedulerConfig)
+    saved = str(tmp_path / "c" / "epoch=1.ckpt")
+    _, resumed = other.fit(TempBalanceCallback(), schedule=schedule, ckpt_path=saved)
+    assert torch.equal(weights(whole), weights(resumed))
+
+
+def test_the_other_packages_callbacks_are_known(tmp_path: Path, caplog: Any) -> None:
+    other = Other(tmp_path)
+    theirs = other.pl.callbacks
+
+    class Unfreeze(theirs.BaseFinetuning):  # type: ignore[name-defined]
+        def freeze_before_training(self, pl_module: Any) -> None:
+            self.freeze(pl_module.backbone)
+
+        def finetune_function(self, pl_module: Any, epoch: int, optimizer: Any) -> None:
+            if epoch == 1:
+                self.unfreeze_and_add_param_group(pl_module.backbone, optimizer)
+
+    with pytest.raises(ValueError, match="BackboneFinetuning writes the rate"):
+        other.fit(theirs.BackboneFinetuning(), TempBalanceCallback())
+    with pytest.raises(ValueError, match="put Unfreeze before TempBalanceCallback"):
+        other.fit(TempBalanceCallback(), Unfreeze(), frozen=True)
+    callback = TempBalanceCallback()
+    other.fit(Unfreeze(), callback, frozen=True)
+    assert len(callback.schedulers[0].multipliers) == 4
+    with caplog.at_level(logging.WARNING, "tempbalance"):
+        swa = theirs.StochasticWeightAveraging(0.01, swa_epoch_start=2)
+        t, _ = other.fit(TempBalanceCallback(), swa)
+    assert "SWALR has taken over" in caplog.text
+    assert len({round(r, 12) for r in rates(t.optimizers[0])}) == 1
 
 
 @pytest.mark.parametrize(
@@ -375,25 +544,17 @@ def test_bad_configurations_are_refused_with_the_cure(tmp_path: Path) -> None:
             o = torch.optim.SGD(self.parameters(), lr=0.1)
             return [o], [tb.TempBalanceLR(o, self)]
 
-    for model, match in ((Twice(), "ChainedScheduler"), (Already(), "not both")):
+    class Without(Plain):
+        def configure_optimizers(self) -> Any:
+            return None
+
+    for model, match in (
+        (Twice(), "ChainedScheduler"),
+        (Already(), "not both"),
+        (Without(), "returns no optimizer"),
+    ):
         with pytest.raises(ValueError, match=match):
             trainer(tmp_path, TempBalanceCallback()).fit(model, loader())
-
-
-def test_theory_warnings(tmp_path: Path, caplog: Any) -> None:
-    """A layer that stays random is named as under-trained, one of heavy tail as over-trained."""
-    model = Plain()
-    model.net[10] = nn.Linear(20, 64)
-    model.net[8] = nn.Linear(24, 20)
-    with torch.no_grad():
-        u, _, v = torch.linalg.svd(model.net[3].weight.flatten(2).permute(2, 0, 1))
-        s = torch.arange(1, 17).float() ** -3.0
-        heavy = u[..., :16] @ torch.diag(s) @ v
-        model.net[3].weight.copy_(heavy.permute(1, 2, 0).reshape(24, 16, 3, 3))
-        nn.init.normal_(model.net[10].weight)
-    model.configure_optimizers = lambda: torch.optim.SGD(model.parameters(), lr=1e-12)
-    with caplog.at_level(logging.WARNING, "tempbalance"):
-        trainer(tmp_path, TempBalanceCallback(), epochs=1).fit(model, loader())
-    over, under = (r.getMessage() for r in caplog.records[-2:])
-    assert "over-training" in over and "net.3" in over
-    assert "under-training" in under and "net.10" in under and "net.3" not in under
+    pruning = ModelPruning("l1_unstructured", amount=0.3)
+    with pytest.raises(ValueError, match="ModelPruning replaces every weight"):
+        trainer(tmp_path, TempBalanceCallback(), pruning).fit(Plain(), loader())

@@ -2,34 +2,23 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import logging
-import time
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch.distributed as dist
 from torch.optim import Optimizer
 
-from tempbalance import history
 from tempbalance.balance import Balancer
-from tempbalance.measure import measure
+from tempbalance.integrations._lightning_logs import LOGS, Log, RunLog, is_a
 from tempbalance.scheduler import TempBalanceLR
 
 try:
     import lightning.pytorch as pl
-    from lightning.pytorch.callbacks import BackboneFinetuning, BaseFinetuning
-    from lightning.pytorch.utilities.types import LRSchedulerConfig
 except ImportError:
     try:
         import pytorch_lightning as pl  # type: ignore[no-redef]
-        from pytorch_lightning.callbacks import (  # type: ignore[assignment]
-            BackboneFinetuning,
-            BaseFinetuning,
-        )
-        from pytorch_lightning.utilities.types import (  # type: ignore[assignment]
-            LRSchedulerConfig,
-        )
     except ImportError as error:
         raise ImportError(
             "tempbalance.integrations.lightning needs Lightning: "
@@ -38,9 +27,6 @@ except ImportError:
 
 logger = logging.getLogger("tempbalance")
 
-Log = Literal["auto", "layers", "summary", "none"]
-# Up to so many layers each has its own curves in the logger.
-_CURVES = 64
 _REFUSED = {
     "FSDPStrategy": "it flattens the weights, so that no layer has a matrix of its own",
     "DeepSpeedStrategy": "it builds its own optimizer from flattened weights",
@@ -63,10 +49,12 @@ class TempBalanceCallback(pl.Callback):
         log: what the trainer's loggers get at each measurement: ``"layers"`` alpha, multiplier
             and rate of every layer, ``"summary"`` their least, median and largest, ``"auto"`` the
             first up to 64 layers and the second above, ``"none"`` nothing. With a logger,
-            ``tempbalance.csv`` in its folder has every layer in any case.
-        esd: keep the eigenvalues of the first and the last measurement, for ``tempbalance plot``.
+            ``tempbalance.csv`` in its folder has every layer in any case; a ``WandbLogger`` also
+            gets a table and a picture of all measurements when ``fit`` ends.
+        esd: keep the eigenvalues of the first measurement and of the end, for ``tempbalance plot``.
         warn: name, at the end, layers that theory calls over-trained (alpha under 2 and under
-            what a random matrix reads) and those that never left the random spectrum.
+            what a random matrix reads) and those that never left the random spectrum; only layers
+            that were measured twice or more.
         options: as for :class:`~tempbalance.scheduler.TempBalanceLR` (``windows``, ``fit``,
             ``assign``, ``start``, ``stop``, ...); ``start``, ``stop`` and ``ramp`` are in epochs,
             or in optimizer steps with ``every_n_steps``.
@@ -76,7 +64,9 @@ class TempBalanceCallback(pl.Callback):
 
     A run resumes from its checkpoint bit for bit, and a checkpoint of a run without the callback
     can be continued with it. To continue a balanced run without balancing, keep the callback, with
-    ``assign=Constant(1.0)``: the checkpoint's optimizer has a group a layer.
+    ``assign=Constant(1.0)``: the checkpoint's optimizer has a group a layer, and without the
+    callback torch refuses it ("different number of parameter groups"). ``Trainer.validate``,
+    ``test`` and ``predict`` and ``load_from_checkpoint`` need no callback.
     """
 
     def __init__(
@@ -94,7 +84,7 @@ class TempBalanceCallback(pl.Callback):
         for name, value in (("every_n_epochs", every_n_epochs), ("every_n_steps", every_n_steps)):
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise ValueError(f"{name} must be a positive integer, got {value!r}")
-        if log not in ("auto", "layers", "summary", "none"):
+        if log not in LOGS:
             raise ValueError(f"log must be 'auto', 'layers', 'summary' or 'none', got {log!r}")
         unknown = [name for name in options if name not in _OPTIONS or name == "every"]
         if unknown:
@@ -106,14 +96,13 @@ class TempBalanceCallback(pl.Callback):
         self.by_step = every_n_steps is not None
         self.every = every_n_steps or every_n_epochs
         # Lightning overwrites an attribute named ``log``.
-        self.observe, self.curves, self.esd, self.warn = observe, log, esd, warn
+        self.observe, self.run_log = observe, RunLog(log, esd, warn)
         self.options = options
         self.schedulers: list[TempBalanceLR] = []
         self.observers: list[Balancer] = []
         self._clock = -1  # the epoch, or the number of optimizer steps, of the last tick
         self._saved: dict[str, Any] | None = None
-        self._began = 0.0
-        self._folder: Path | None = None
+        self._retired: list[Balancer] = []  # of schedules that another callback has replaced
 
     @property
     def balancers(self) -> list[Balancer]:
@@ -125,9 +114,9 @@ class TempBalanceCallback(pl.Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Split the groups and wrap the schedules, before any optimizer state is restored."""
         self._refuse(trainer)
-        self._began = time.perf_counter()
+        self.run_log.start()
         self._clock = -1
-        self.schedulers, self.observers = [], []
+        self.schedulers, self.observers, self._retired = [], [], []
         group = dist.group.WORLD if trainer.world_size > 1 and dist.is_initialized() else None
         options = {"process_group": group, "every": self.every, **self.options}
         if self.observe:
@@ -147,11 +136,9 @@ class TempBalanceCallback(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The first measurement: only now are the weights right under every strategy."""
-        self._folder = self._log_folder(trainer)
+        self.run_log.open(trainer)
         if self._saved is not None:
-            self._clock = int(self._saved["clock"])
-            for observer, state in zip(self.observers, self._saved["observers"], strict=False):
-                observer.load_state_dict(state)
+            self._restore(trainer, self._saved)
             self._saved = None
         fresh = not any(b.measurements or b.tick for b in self.balancers)
         if fresh:
@@ -160,9 +147,9 @@ class TempBalanceCallback(pl.Callback):
             for observer in self.observers:
                 observer.begin()
             self._clock = self._now(trainer)
-            self._measured(trainer)
-        if fresh or not self.by_step:
-            self._save_esd(trainer, last=False)
+            if any(b.measurements for b in self.balancers):  # not before ``start``
+                self._measured(trainer)
+        self.run_log.save_esd(trainer, self.balancers, last=False, keep=trainer.global_step > 0)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._check_schedulers(trainer)
@@ -187,36 +174,83 @@ class TempBalanceCallback(pl.Callback):
             self._check_schedulers(trainer)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._save_esd(trainer, last=True)
-        if self.warn:
-            self._warn()
+        self.run_log.finish(trainer, [*self.balancers, *self._retired])
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        if isinstance(exception, KeyboardInterrupt):  # Lightning then skips on_fit_end
+            self.run_log.interrupted(trainer, [*self.balancers, *self._retired])
+
+    # --- state ---------------------------------------------------------------------------------
+
+    @property
+    def state_key(self) -> str:
+        """Lightning shows this where a checkpoint is continued without the callback."""
+        return f"{type(self).__qualname__} (to go on without balancing: assign=Constant(1.0))"
 
     def state_dict(self) -> dict[str, Any]:
-        return {"clock": self._clock, "observers": [o.state_dict() for o in self.observers]}
+        return {
+            "clock": self._clock,
+            "by_step": self.by_step,
+            "observe": self.observe,
+            "observers": [o.state_dict() for o in self.observers],
+        }
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        saved = checkpoint["callbacks"].get(self.state_key)
+        if trainer.training and self.observe and saved is not None and not saved["observe"]:
+            raise ValueError(
+                "the checkpoint is of a balanced run, whose optimizer has a param group a layer: "
+                "observe=True cannot continue it. To go on without balancing use "
+                "TempBalanceCallback(assign=tempbalance.Constant(1.0))"
+            )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         # Under FSDP2 this comes after on_fit_start, otherwise before it.
         self._saved = dict(state_dict)
 
+    def _restore(self, trainer: pl.Trainer, saved: dict[str, Any]) -> None:
+        same = saved["by_step"] == self.by_step
+        self._clock = int(saved["clock"]) if same else self._now(trainer)
+        for observer, state in zip(self.observers, saved["observers"], strict=False):
+            observer.load_state_dict(state)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Options and clock: optimizers and schedules belong to the fit, and do not pickle."""
+        return {**self.__dict__, "schedulers": [], "observers": [], "_retired": []}
+
     # --- installing ----------------------------------------------------------------------------
 
     def _refuse(self, trainer: pl.Trainer) -> None:
-        name = type(trainer.strategy).__name__
-        if name in _REFUSED:
+        reason = next((why for name, why in _REFUSED.items() if is_a(trainer.strategy, name)), None)
+        if reason is not None:
             raise ValueError(
-                f"TempBalanceCallback does not work with {name}: {_REFUSED[name]}. Use DDP, or "
-                "ModelParallelStrategy with fully_shard (FSDP2)"
+                f"TempBalanceCallback does not work with {type(trainer.strategy).__name__}: "
+                f"{reason}. Use DDP, or ModelParallelStrategy with fully_shard (FSDP2)"
+            )
+        callbacks = list(trainer.callbacks)  # type: ignore[attr-defined]
+        if any(is_a(c, "ModelPruning") for c in callbacks):
+            raise ValueError(
+                "ModelPruning replaces every weight by a masked one during training, which cannot "
+                "be measured: prune in a run of its own"
             )
         if self.observe:
             return
-        callbacks = list(trainer.callbacks)  # type: ignore[attr-defined]
-        if any(isinstance(c, BackboneFinetuning) for c in callbacks):
+        if not any(optimizer.param_groups for optimizer in trainer.optimizers):
+            raise ValueError(
+                "configure_optimizers returns no optimizer, so there is no rate to balance; "
+                "TempBalanceCallback(observe=True) measures alone"
+            )
+        if any(is_a(c, "BackboneFinetuning") for c in callbacks):
             raise ValueError(
                 "BackboneFinetuning writes the rate of the last param group itself, which would "
                 "then be one layer of the backbone; unfreeze with a BaseFinetuning of your own "
                 "(unfreeze_and_add_param_group), or use TempBalanceCallback(observe=True)"
             )
-        late = [c for c in callbacks[callbacks.index(self) :] if isinstance(c, BaseFinetuning)]
+        late = [c for c in callbacks[callbacks.index(self) :] if is_a(c, "BaseFinetuning")]
         if late:
             raise ValueError(
                 f"put {type(late[0]).__name__} before TempBalanceCallback in the list of "
@@ -251,8 +285,8 @@ class TempBalanceCallback(pl.Callback):
             configs[0].scheduler = scheduler
         elif pl_module.automatic_optimization:
             # So that its state is in the checkpoint, and learning-rate monitors find it.
-            made = LRSchedulerConfig(scheduler=scheduler, interval="epoch", frequency=1)
-            trainer.strategy.lr_scheduler_configs.append(made)
+            config = _config_class(trainer)(scheduler=scheduler, interval="epoch", frequency=1)
+            trainer.strategy.lr_scheduler_configs.append(config)
 
     def _check_schedulers(self, trainer: pl.Trainer) -> None:
         """Stop where another callback (StochasticWeightAveraging) has put in its own schedule."""
@@ -264,9 +298,10 @@ class TempBalanceCallback(pl.Callback):
             if rivals and scheduler not in held:
                 scheduler.detach()
                 self.schedulers.remove(scheduler)
+                self._retired.append(scheduler.balancer)
                 logger.warning(
-                    "%s has taken over the learning rate: balancing stops and every layer has "
-                    "its base rate",
+                    "TempBalance: %s has taken over the learning rate. Balancing stops, and every "
+                    "layer has its base rate from here on.",
                     type(rivals[0]).__name__,
                 )
 
@@ -287,82 +322,21 @@ class TempBalanceCallback(pl.Callback):
             if before != [b.measurements for b in self.balancers]:
                 self._measured(trainer)
 
-    # --- logs ----------------------------------------------------------------------------------
-
-    def _log_folder(self, trainer: pl.Trainer) -> Path | None:
-        folder = trainer.log_dir if trainer.loggers else None  # a broadcast: on every rank
-        return Path(folder) if folder and trainer.is_global_zero else None
-
-    def _figures(self) -> tuple[dict[str, float | None], dict[str, float], dict[str, float]]:
-        """Alphas, multipliers and rates of all balanced layers."""
-        alphas: dict[str, float | None] = {}
+    def _measured(self, trainer: pl.Trainer) -> None:
         multipliers: dict[str, float] = {}
         rates: dict[str, float] = {}
-        for balancer in self.balancers:
-            alphas |= balancer.alphas
-            multipliers |= {} if self.observe else balancer.multipliers
         for scheduler in self.schedulers:
-            for name, host in scheduler.layer_groups.items():
-                rates[name] = scheduler.layer_rates[host]
-        return alphas, multipliers, rates
+            multipliers |= scheduler.multipliers
+            in_use = scheduler.layer_rates
+            rates |= {name: in_use[host] for name, host in scheduler.layer_groups.items()}
+        self.run_log.measured(trainer, self.balancers, multipliers, rates)
 
-    def _measured(self, trainer: pl.Trainer) -> None:
-        if not trainer.loggers or not trainer.is_global_zero:
-            return
-        alphas, multipliers, rates = self._figures()
-        if self._folder is not None:
-            epoch, step = trainer.current_epoch, trainer.global_step
-            history.append(self._folder, epoch, step, alphas, multipliers, rates)
-        if self.curves == "none":
-            return
-        layers = self.curves == "layers" or (self.curves == "auto" and len(alphas) <= _CURVES)
-        figures = history.summary(alphas, multipliers)
-        if layers:
-            figures |= history.by_layer(alphas, multipliers, rates)
-        elapsed = time.perf_counter() - self._began
-        figures["time_share"] = sum(b.seconds for b in self.balancers) / max(elapsed, 1e-9)
-        named = {f"tempbalance/{name}": value for name, value in figures.items()}
-        named["epoch"] = float(trainer.current_epoch)
-        for each in trainer.loggers:
-            each.log_metrics(named, step=trainer.global_step)
 
-    def _save_esd(self, trainer: pl.Trainer, last: bool) -> None:
-        """Eigenvalues of every layer, written by rank 0; sharded weights need every rank."""
-        if not (self.esd and trainer.loggers):
-            return
-        sharded = any(
-            hasattr(p, "full_tensor") for b in self.balancers for x in b.layers for p in x.tensors()
-        )
-        if self._folder is None and not sharded:
-            return
-        records = []
-        for balancer in self.balancers:
-            records += measure(
-                balancer.layers,
-                windows=balancer.windows,
-                fit=balancer.fit,
-                min_eigs=balancer.min_eigs,
-                budget=balancer.budget,
-                keep_spectra=True,
-            )
-        if self._folder is not None:
-            history.save_esd(self._folder, records, last)
-
-    def _warn(self) -> None:
-        for balancer in self.balancers:
-            over, under = balancer.theory_marks()
-            if over:
-                logger.warning(
-                    "alpha is under 2 and under that of a random matrix, the mark of over-training "
-                    "(anti-grokking), in: %s. Stop earlier, or regularize them more",
-                    ", ".join(over),
-                )
-            if under:
-                logger.warning(
-                    "alpha is still that of a random matrix, the mark of under-training, in: %s. "
-                    "Train longer, or check that gradients reach them",
-                    ", ".join(under),
-                )
+def _config_class(trainer: pl.Trainer) -> Any:
+    """``LRSchedulerConfig`` of the package that the trainer is of."""
+    own = next(cls for cls in type(trainer).__mro__ if cls.__name__ == "Trainer")
+    package = own.__module__.removesuffix(".trainer.trainer")
+    return importlib.import_module(f"{package}.utilities.types").LRSchedulerConfig
 
 
 def _optimizer_of(scheduler: Any) -> Any:
