@@ -52,7 +52,7 @@ class _Map:
     def __call__(self, alphas: Alphas, kinds: Sequence[str] | None = None) -> Tensor:
         values = _vector(alphas)
         out = torch.ones_like(values)
-        valid = torch.isfinite(values) & (values > 0)
+        valid = _valid(values)
         chosen = values[valid]
         if len(chosen) < 2 or chosen.max() == chosen.min():
             return out
@@ -68,6 +68,11 @@ def _vector(alphas: Alphas) -> Tensor:
     if values.ndim != 1:
         raise ValueError(f"alphas must be one-dimensional, got shape {tuple(values.shape)}")
     return values
+
+
+def _valid(values: Tensor) -> Tensor:
+    """Which alphas are numbers that take part."""
+    return torch.isfinite(values) & (values > 0)
 
 
 def _check_positive(owner: object, **values: float) -> None:
@@ -93,7 +98,7 @@ class LinearMap(_Map):
     def _map(self, alphas: Tensor) -> Tensor:
         low, high = alphas.min(), alphas.max()
         share = (alphas - low) / (high - low)
-        return self.s1 + (self.s2 - self.s1) * share
+        return self.s1 * (1 - share) + self.s2 * share  # exact, and positive, at both ends
 
 
 @dataclass(frozen=True)
@@ -152,7 +157,7 @@ class SigmoidMap(_Map):
         tau: steepness.
 
     Raises:
-        ValueError: if a value is not positive.
+        ValueError: if a value is not positive, or s is above 100 (no float holds such rates).
     """
 
     s: float | tuple[float, float] = 0.5
@@ -163,6 +168,8 @@ class SigmoidMap(_Map):
             object.__setattr__(self, "s", tuple(float(v) for v in self.s))
         below, above = self._widths()
         _check_positive(self, s_below=below, s_above=above, tau=self.tau)
+        if max(below, above) > 100:
+            raise ValueError(f"SigmoidMap: s is a width in decades, at most 100, got {self.s!r}")
 
     def _widths(self) -> tuple[float, float]:
         return (self.s, self.s) if isinstance(self.s, int | float) else self.s
@@ -197,7 +204,8 @@ class Clipped(_Around):
     """Alphas clipped to the median +- ``mads`` robust standard deviations before the map.
 
     So that one wild alpha does not squeeze all the others to one end. A robust standard deviation
-    is 1.4826 times the median absolute deviation.
+    is 1.4826 times the median absolute deviation; where that is 0, more than half of the alphas
+    being equal, 1.2533 times the mean absolute deviation (Iglewicz and Hoaglin, 1993).
     """
 
     mads: float = 3.0
@@ -207,12 +215,14 @@ class Clipped(_Around):
 
     def __call__(self, alphas: Alphas, kinds: Sequence[str] | None = None) -> Tensor:
         values = _vector(alphas)
-        valid = values[torch.isfinite(values)]
-        if len(valid):
-            median = valid.quantile(0.5)
-            reach = self.mads * 1.4826 * (valid - median).abs().quantile(0.5)
+        valid = _valid(values)
+        if valid.any():
+            median = values[valid].quantile(0.5)
+            deviation = (values[valid] - median).abs()
+            sigma = 1.4826 * deviation.quantile(0.5) or 1.2533 * deviation.mean()
+            reach = self.mads * sigma
             clipped = values.clamp(median - reach, median + reach)
-            values = torch.where(torch.isfinite(values), clipped, values)
+            values = torch.where(valid, clipped, values)
         return self.map(values, kinds)
 
 
@@ -234,9 +244,11 @@ class Reversed(_Around):
 
     def __call__(self, alphas: Alphas, kinds: Sequence[str] | None = None) -> Tensor:
         values = _vector(alphas)
-        valid = values[torch.isfinite(values)]
-        if len(valid):
-            values = valid.min() + valid.max() - values
+        valid = _valid(values)
+        if valid.any():
+            low, high = values[valid].min(), values[valid].max()
+            mirrored = (low + (high - values)).clamp(low, high)
+            values = torch.where(valid, mirrored, values)
         return self.map(values, kinds)
 
 
@@ -244,7 +256,9 @@ class Reversed(_Around):
 class Shuffled(_Around):
     """The same multipliers given to other layers, by one fixed permutation a seed.
 
-    If this gains as much, it is the spread of rates that helps and not alpha.
+    If this gains as much, it is the spread of rates that helps and not alpha. Where a layer drops
+    out, the one that had its multiplier takes what the layer itself would have had; all others
+    keep theirs.
     """
 
     seed: int = 0
@@ -253,11 +267,17 @@ class Shuffled(_Around):
         values = _vector(alphas)
         multipliers = self.map(values, kinds)
         generator = torch.Generator().manual_seed(self.seed)
-        keys = torch.rand(len(values), generator=generator)
-        # Keys belong to positions: a layer that drops out leaves the order of the others.
-        places = torch.isfinite(values).nonzero().flatten()
+        source = torch.rand(len(values), generator=generator).argsort().tolist()
+        takes_part = _valid(values).tolist() if self.map.uses_alphas else [True] * len(values)
+        places = [i for i, does in enumerate(takes_part) if does]
+        giver = []
+        for i in places:  # along its cycle of the permutation to the next that takes part
+            j = source[i]
+            while not takes_part[j]:
+                j = source[j]
+            giver.append(j)
         out = multipliers.clone()
-        out[places] = multipliers[places[keys[places].argsort()]]
+        out[places] = multipliers[giver]
         return out
 
 
@@ -301,6 +321,8 @@ class PerType:
     def __call__(self, alphas: Alphas, kinds: Sequence[str] | None = None) -> Tensor:
         if kinds is None:
             raise ValueError("PerType needs the types of the layers: call it with kinds=[...]")
+        if len(kinds) != len(_vector(alphas)):
+            raise ValueError(f"PerType: {len(kinds)} types for {len(_vector(alphas))} layers")
         rates = [float(self.multipliers.get(kind, self.default)) for kind in kinds]
         return torch.tensor(rates, dtype=torch.float64)
 

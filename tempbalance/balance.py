@@ -29,6 +29,8 @@ Unit = str | Callable[[str], str]
 _VERSION = 1
 # Alphas of random layers of different shapes differ by about so much.
 _MARGIN = 0.1
+# As many layers that fail at once have a warning each.
+_WARNINGS = 5
 
 
 class BalanceWarning(UserWarning):
@@ -52,7 +54,8 @@ class Balancer:
         min_eigs: layers with fewer eigenvalues are not balanced and do not vote.
         unit: what shares one rate: ``"layer"``, ``"block"`` (a numbered module, such as
             ``layer1.0`` or ``h.3``), ``"type"`` (the module's class), or a function from a layer's
-            name to that of its unit. A unit votes with the mean alpha of its layers.
+            name to that of its unit. A unit votes with the mean alpha of its layers. Without
+            effect on assignments that look at no alpha.
         normalize: divide by the mean multiplier over parameters, so that only the spread is left.
         ramp: ticks over which new multipliers are approached, linearly.
         clip: clip alphas to so many robust standard deviations around the median.
@@ -109,6 +112,7 @@ class Balancer:
         self._before: dict[str, float] = {}
         self._ramp_from = 0
         self._reported: set[str] = set()
+        self._among: set[int] | None = None
         self.found: Layers
         self.layers: tuple[Layer, ...]
         self.refresh(parameters)
@@ -118,7 +122,9 @@ class Balancer:
     def refresh(self, parameters: Iterable[nn.Parameter] | None = None) -> None:
         """Look for layers again: the model, or the parameters to balance, have changed."""
         self.found = find_layers(self._model, self.fused)
-        among = None if parameters is None else {id(p) for p in parameters}
+        if parameters is not None:
+            self._among = {id(p) for p in parameters}
+        among = self._among
         able = [
             layer
             for layer in self.found.layers
@@ -175,19 +181,17 @@ class Balancer:
         """Measure now, and take the new multipliers.
 
         Layers whose weights are frozen are not measured and have multiplier 1. A layer that cannot
-        be measured keeps its base rate; a warning names it the first time.
+        be measured keeps its base rate; a warning names it the first time. Only a failure of the
+        process group raises.
         """
         started = time.perf_counter()
-        layers = [layer for layer in self.layers if layer.trainable]
+        try:
+            layers = [layer for layer in self.layers if layer.trainable]
+        except (KeyError, AttributeError):  # a weight was parametrized, pruned or removed
+            self.refresh()
+            layers = [layer for layer in self.layers if layer.trainable]
         if self.assign.uses_alphas:
-            records = measure(
-                layers,
-                windows=self.windows,
-                fit=self.fit,
-                min_eigs=self.min_eigs,
-                budget=self.budget,
-                group=self._group,
-            )
+            records = self._measure(layers)
             self.records = {record.name: record for record in records}
             self._report(records)
         self._alphas = {layer.name: self._alpha(layer.name) for layer in self.layers}
@@ -195,24 +199,70 @@ class Balancer:
         self._measurements += 1
         self.seconds += time.perf_counter() - started
 
+    def restart(self, tick: int) -> None:
+        """Forget what was measured, set the clock, and measure if it is time to.
+
+        For weights of a run without balancing: its ticks count for ``start`` and ``stop``.
+        """
+        self._tick = self._ramp_from = tick
+        self._measurements = 0
+        self._target, self._before, self._alphas, self.records = {}, {}, {}, {}
+        if tick >= self.start and (self.stop is None or tick < self.stop):
+            self.update()
+
+    def _measure(self, layers: list[Layer]) -> list[LayerRecord]:
+        def some(chosen: list[Layer]) -> list[LayerRecord]:
+            return measure(
+                chosen,
+                windows=self.windows,
+                fit=self.fit,
+                min_eigs=self.min_eigs,
+                budget=self.budget,
+                group=self._group,
+            )
+
+        try:
+            return some(layers)
+        except Exception as error:
+            if self._group is not None:  # the other ranks wait in a collective
+                raise
+            logger.warning("measuring failed (%r); trying layer by layer", error)
+        records: list[LayerRecord] = []
+        for layer in layers:
+            try:
+                records += some([layer])
+            except Exception as error:
+                if layer.name not in self._reported:
+                    self._reported.add(layer.name)
+                    what = f"layer {layer.name!r} could not be measured: {error!r}"
+                    self._warn(f"{what}. It keeps its base learning rate.")
+        return records
+
     def _due(self) -> bool:
         since = self._tick - self.start
         if since < 0 or since % self.every or (self.stop is not None and self._tick >= self.stop):
             return False
-        return not (self.assign.once and self._measurements)
+        # Without alphas it costs nothing, and layers that were added or unfrozen get their rate.
+        return not (self.assign.once and self.assign.uses_alphas and self._measurements)
 
     def _alpha(self, name: str) -> float | None:
         record = self.records.get(name)
         return record.alpha if record is not None else None
 
     def _aim(self, target: dict[str, float]) -> None:
+        if target == self._target:
+            return  # a ramp under way goes on
         self._before, self._target = self.multipliers, target
         self._ramp_from = self._tick
 
     def _assign(self, layers: list[Layer]) -> dict[str, float]:
-        """The multiplier of every layer that is balanced now."""
+        """The multiplier of every layer that is balanced now.
+
+        The assignment sees frozen layers too, without an alpha: places do not shift.
+        """
+        active = {layer.name for layer in layers}
         units: dict[str, list[Layer]] = {}
-        for layer in layers:
+        for layer in self.layers:
             units.setdefault(self._unit(layer), []).append(layer)
         means = []
         for members in units.values():
@@ -224,7 +274,8 @@ class Balancer:
             m.name: float(rate)
             for members, rate in zip(units.values(), rates, strict=True)
             for m in members
-            if self._alphas[m.name] is not None or not self.assign.uses_alphas
+            if m.name in active
+            and (self._alphas[m.name] is not None or not self.assign.uses_alphas)
         }
         if self.normalize and target:
             sizes = {layer.name: float(layer.numel) for layer in layers}
@@ -236,6 +287,8 @@ class Balancer:
         return target
 
     def _unit(self, layer: Layer) -> str:
+        if not self.assign.uses_alphas:  # nothing to average
+            return layer.name
         if callable(self.unit):
             return self.unit(layer.name)
         return {"layer": layer.name, "block": block_of(layer.name), "type": layer.kind}[self.unit]
@@ -243,9 +296,18 @@ class Balancer:
     def _report(self, records: list[LayerRecord]) -> None:
         new = [r for r in records if not r.outcome.measured and r.name not in self._reported]
         self._reported.update(r.name for r in new)
+        if len(new) > _WARNINGS:
+            names = [r.name for r in new]
+            self._warn(
+                f"{len(new)} layers cannot be measured and keep their base learning rate: "
+                f"{_some(names)}. The first: {new[0].message}"
+            )
+            return
         for record in new:
-            text = f"{record.message}. It keeps its base learning rate."
-            warnings.warn(text, BalanceWarning, stacklevel=4)
+            self._warn(f"{record.message}. It keeps its base learning rate.")
+
+    def _warn(self, text: str) -> None:
+        warnings.warn(text, BalanceWarning, stacklevel=5)
 
     def _nothing_to_balance(self) -> str:
         if self.found.layers:
@@ -269,6 +331,7 @@ class Balancer:
 
         Source: Martin and Mahoney (2021), JMLR 22 (165); Prakash and Martin on anti-grokking.
         """
+        self.refresh()
         layers = [layer for layer in self.layers if self._alphas.get(layer.name) is not None]
         random = [random_twin(layer) for layer in layers]
         records = measure(
@@ -286,6 +349,12 @@ class Balancer:
         return over, under
 
     # --- state -------------------------------------------------------------------------------
+
+    def __getstate__(self) -> object:
+        raise TypeError(
+            "balancing is bound to its model and cannot be copied or pickled: save state_dict(), "
+            "build a new one on the copied model and optimizer, and load the state there"
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values by layer name; loads with ``weights_only=True``."""
@@ -377,8 +446,10 @@ def _check_options(
     ):
         if not isinstance(value, int) or value < least:
             raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
-    if stop is not None and stop <= start:
-        raise ValueError(f"stop must come after start={start}, got {stop!r}; None never stops")
+    if stop is not None and not (isinstance(stop, int) and stop > start):
+        raise ValueError(
+            f"stop must be an integer after start={start}, got {stop!r}; None never stops"
+        )
     if not callable(unit) and unit not in ("layer", "block", "type"):
         raise ValueError(f"unit must be 'layer', 'block', 'type' or a function, got {unit!r}")
 

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import itertools
 import re
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -21,6 +19,9 @@ from tempbalance.layers import Layers, join, named_modules
 from tempbalance.readers import is_norm
 
 Group = dict[str, Any]
+
+# The attribute of an optimizer that leads to what balances it.
+MARK = "_tempbalance"
 
 
 @dataclass(frozen=True)
@@ -125,23 +126,23 @@ class Grouping:
     """
 
     def __init__(self, optimizer: Optimizer, model: nn.Module, found: Layers) -> None:
-        if type(optimizer).__name__ in ("LBFGS", "ZeroRedundancyOptimizer"):
-            raise ValueError(
-                f"{type(optimizer).__name__} cannot have a learning rate per layer; use SGD, "
-                "AdamW or another optimizer with param groups of its own"
-            )
+        check_optimizer(optimizer)
         self.optimizer = optimizer
-        self.original = [list(group["params"]) for group in optimizer.param_groups]
-        self.original_sizes = [len(params) for params in self.original]
+        self.original: list[list[nn.Parameter]] = []
+        self.original_names: list[str | None] = []
         self.layers: list[tuple[str, ...]] = []
         self.hosts: list[Host] = []
-        self.source = self.split(model, found)
+        self.source: list[int] = []  # for each group the index in ``original`` it came from
+        self.split(model, found)
 
     def split(self, model: nn.Module, found: Layers, start: int = 0) -> list[int]:
         """Split the groups from ``start`` on; for every group the index of the one it came from."""
         self.hosts = find_hosts(model, found)
         host_of = {id(p): host for host in self.hosts for p in host.parameters}
         groups = self.optimizer.param_groups
+        known = len(self.original)
+        self.original += [list(group["params"]) for group in groups[start:]]
+        self.original_names += [group.get("name") for group in groups[start:]]
         if not any(id(p) in host_of for group in groups for p in group["params"]):
             raise ValueError(
                 "the optimizer holds no parameter of the model's layers: build it from this "
@@ -151,7 +152,8 @@ class Grouping:
         source: list[int] = []
         taken: set[str] = set()
         for index, group in enumerate(groups):
-            parts = partition(group, host_of)
+            # A group that has been split, or holds no layer's weight alone, stays as it is.
+            parts = partition(group, host_of) if index >= start else _undivided(group)
             keep = index < start or (len(parts) == 1 and "name" in group)
             for host, members in parts:
                 new = group if len(parts) == 1 else _part_of(group, members)
@@ -160,7 +162,9 @@ class Grouping:
                 taken.add(new.get("name", ""))
                 split.append(new)
                 source.append(index)
+        self.source += [known + index - start for index in source if index >= start]
         groups[:] = split
+        _unshare(self.optimizer)
         self.locate(model, found)
         return source
 
@@ -169,9 +173,33 @@ class Grouping:
         self.hosts = find_hosts(model, found)
         host_of = {id(p): host for host in self.hosts for p in host.parameters}
         self.layers = []
+        self._first = [id(group["params"][0]) for group in self.optimizer.param_groups]
         for group in self.optimizer.param_groups:
             hosts = {host_of[id(p)].layers for p in group["params"] if id(p) in host_of}
             self.layers.append(hosts.pop() if len(hosts) == 1 else ())
+
+    def left(self) -> list[int]:
+        """Which of the groups known so far are still in the optimizer, by their old places.
+
+        Raises:
+            RuntimeError: if groups are missing and the others cannot be told apart.
+        """
+        now = [id(p) for group in self.optimizer.param_groups for p in group["params"][:1]]
+        left = [i for i, first in enumerate(self._first) if first in now]
+        if [self._first[i] for i in left] == now[: len(left)]:
+            return left
+        if len(now) < len(self._first):
+            raise RuntimeError(
+                "param groups were removed from the optimizer and the others reordered; build the "
+                "schedule and a new TempBalanceLR after that"
+            )
+        return list(range(len(self._first)))  # the parameters inside of groups were exchanged
+
+    def forget(self, left: Sequence[int]) -> None:
+        """The user has removed all groups but those of these places."""
+        self._first = [self._first[i] for i in left]
+        self.layers = [self.layers[i] for i in left]
+        self.source = [self.source[i] for i in left]
 
     @property
     def names(self) -> list[str]:
@@ -188,8 +216,36 @@ class Grouping:
     def is_unsplit(self, state: Mapping[str, Any]) -> bool:
         """Whether an optimizer's state dict is of the groups as they were before the split."""
         sizes = [len(group["params"]) for group in state["param_groups"]]
+        if sizes != [len(params) for params in self.original]:
+            return False
+        names = [group.get("name") for group in state["param_groups"]]
         now = [len(group["params"]) for group in self.optimizer.param_groups]
-        return sizes == self.original_sizes and sizes != now
+        # Where every group was one layer's already, only the names that it was given tell.
+        return sizes != now or (names == self.original_names and names != self.names)
+
+    def check(self, state: Mapping[str, Any]) -> None:
+        """Refuse an optimizer's state dict that is not of these groups.
+
+        torch maps state by position: groups of equal sizes in another order would load without a
+        word and give momentum to the wrong parameters.
+
+        Raises:
+            ValueError: naming the groups that differ, and the cure.
+        """
+        saved = state["param_groups"]
+        names = [str(group.get("name", i)) for i, group in enumerate(saved)]
+        if all("name" in group for group in saved):
+            compare_groups(names, self.names)
+        sizes = [len(group["params"]) for group in saved]
+        here = [len(group["params"]) for group in self.optimizer.param_groups]
+        before = [len(params) for params in self.original]
+        if sizes != here:
+            raise ValueError(
+                f"the optimizer state has groups of {_short(sizes)} parameters; this optimizer has "
+                f"{_short(here)} (before it was split by layer: {_short(before)}). Build model and "
+                "optimizer with the same groups, in the same order, as in the run that saved it; "
+                "groups which that run added later, add with add_param_group before loading"
+            )
 
     def expand(self, state: Mapping[str, Any]) -> dict[str, Any]:
         """An optimizer's state dict from before the split, as one of the split groups."""
@@ -209,6 +265,77 @@ class Grouping:
                 new["param_names"] = list(group["param_names"])
             groups.append(new)
         return {**state, "param_groups": groups}
+
+
+def check_optimizer(optimizer: Optimizer) -> None:
+    """Refuse kinds of optimizer that cannot have several groups.
+
+    Raises:
+        ValueError: naming the kind and the cure.
+    """
+    kinds = {cls.__name__ for cls in type(optimizer).__mro__}
+    if kinds & {"LBFGS", "ZeroRedundancyOptimizer"}:
+        raise ValueError(
+            f"{type(optimizer).__name__} cannot have a learning rate per layer; use SGD, "
+            "AdamW or another optimizer with param groups of its own"
+        )
+
+
+def innermost(optimizer: Any) -> Any:
+    """The torch optimizer inside wrappers that keep it in ``.optimizer`` (accelerate's)."""
+    while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
+        optimizer = inner
+    return optimizer
+
+
+def release(optimizer: Optimizer) -> None:
+    """Detach whatever balances an optimizer already: multipliers must not be put on twice."""
+    previous = getattr(optimizer, MARK, lambda: None)()
+    if previous is not None:
+        previous.detach()
+
+
+def compare_groups(saved: Sequence[str], here: Sequence[str]) -> None:
+    """Refuse names of groups, as saved in a checkpoint, that are not those here.
+
+    Raises:
+        ValueError: naming the differences and the cure.
+    """
+    if list(saved) == list(here):
+        return
+    gone = [name for name in saved if name not in here]
+    new = [name for name in here if name not in saved]
+    what = f"only in the checkpoint: {_short(gone)}; only here: {_short(new)}"
+    if not gone and not new:
+        what = "the same groups in another order"
+    raise ValueError(
+        f"the checkpoint's param groups are not those of this optimizer ({what}). Build the model "
+        "and the optimizer's own groups as they were in the run that saved it; groups which that "
+        "run added later, add with optimizer.add_param_group before loading."
+    )
+
+
+def _short(values: Sequence[Any]) -> str:
+    more = f" and {len(values) - 5} more" if len(values) > 5 else ""
+    return f"{list(values[:5])}{more}"
+
+
+def _undivided(group: Group) -> list[tuple[Host | None, list[int]]]:
+    return [(None, list(range(len(group["params"]))))]
+
+
+def _unshare(optimizer: Optimizer) -> None:
+    """Give every group tensors of its own: one in two groups would be scaled twice.
+
+    torch puts the same ``lr`` tensor into all groups, and into those added later.
+    """
+    seen = {id(value) for value in optimizer.defaults.values() if isinstance(value, Tensor)}
+    for group in optimizer.param_groups:
+        for key, value in group.items():
+            if isinstance(value, Tensor):
+                if id(value) in seen:
+                    group[key] = value.clone()
+                seen.add(id(value))
 
 
 def partition(group: Group, host_of: Mapping[int, Host]) -> list[tuple[Host | None, list[int]]]:
@@ -250,113 +377,3 @@ def _unique(candidates: Sequence[str], taken: set[str]) -> str:
             return name
     last = candidates[-1]
     return next(name for i in itertools.count(2) if (name := f"{last}|{i}") not in taken)
-
-
-# --- schedulers ----------------------------------------------------------------------------------
-
-# Lists with an entry a param group, in torch's schedulers.
-_PER_GROUP = (
-    "base_lrs",
-    "_last_lr",
-    "lr_lambdas",
-    "min_lrs",
-    "max_lrs",
-    "base_momentums",
-    "max_momentums",
-)
-
-
-def expand_scheduler(scheduler: Any, source: Sequence[int], before: int) -> None:
-    """Grow a scheduler's per-group lists, and those of the schedulers it holds, with the split.
-
-    Args:
-        scheduler: any object that holds such lists; those of another length are left alone.
-        source: for each group the index of the group that it came from.
-        before: the number of groups before the split.
-
-    Raises:
-        ValueError: if a per-group list is closed (a tuple, or in an attribute not known here).
-    """
-    for child in _children(scheduler):
-        expand_scheduler(child, source, before)
-    if list(source) == list(range(before)):
-        return
-    for name in _PER_GROUP:
-        values = scheduler.__dict__.get(name)
-        if isinstance(values, list) and len(values) == before:
-            values[:] = [_clone(values[i]) for i in source]
-
-
-def extend_scheduler(scheduler: Any, groups: Sequence[Group], known: int) -> None:
-    """Give param groups added behind the first ``known`` the schedule of the first group.
-
-    Their own rate is where they start: what a scheduler keeps in a group (``max_lr`` and the like)
-    or in a list of its own is copied from the first.
-    """
-    for group in groups[known:]:
-        group.setdefault("initial_lr", _clone(group["lr"]))
-        for key, value in groups[0].items():
-            if key not in ("params", "name", "param_names"):
-                group.setdefault(key, _clone(value))
-    for child in _children(scheduler):
-        extend_scheduler(child, groups, known)
-    for name in _PER_GROUP:
-        values = scheduler.__dict__.get(name)
-        if isinstance(values, list) and len(values) == known:
-            own = {"base_lrs": "initial_lr", "_last_lr": "lr"}.get(name)
-            values += [_clone(g[own] if own else values[0]) for g in groups[known:]]
-
-
-def check_scheduler(scheduler: Any, groups: int) -> None:
-    """Refuse a scheduler that cannot serve so many groups.
-
-    Raises:
-        ValueError: naming the scheduler, the attribute and the cure.
-    """
-    for child in _children(scheduler):
-        check_scheduler(child, groups)
-    for name in _PER_GROUP:
-        values = scheduler.__dict__.get(name)
-        if isinstance(values, list | tuple) and len(values) != groups:
-            _refuse(scheduler, f"its {name!r} has {len(values)} entries")
-    compute = getattr(scheduler, "get_lr", None)
-    if _children(scheduler) or compute is None:
-        return
-    saved = [dict(group) for group in scheduler.optimizer.param_groups]
-    flags = dict(scheduler.__dict__)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            rates = compute()
-    except NotImplementedError:
-        return
-    except (ValueError, IndexError, TypeError, KeyError) as error:
-        _refuse(scheduler, f"its get_lr fails with {error!r}")
-    finally:
-        for group, before in zip(scheduler.optimizer.param_groups, saved, strict=True):
-            group.update(before)
-        scheduler.__dict__.update(flags)
-    if len(rates) != groups:
-        _refuse(scheduler, f"its get_lr gives {len(rates)} rates")
-
-
-def _refuse(scheduler: Any, what: str) -> None:
-    raise ValueError(
-        f"{type(scheduler).__name__} cannot follow the split into a param group per layer: {what}. "
-        "Keep its per-group values in lists named as torch's schedulers name them (base_lrs, "
-        "lr_lambdas, ...), or build it after tempbalance.TempBalanceLR(optimizer, model) and use "
-        "tempbalance.StepHooks, which needs no per-group list."
-    )
-
-
-def _children(scheduler: Any) -> list[Any]:
-    """Schedulers that a scheduler holds (SequentialLR, ChainedScheduler, warm-up wrappers)."""
-    found: list[Any] = []
-    for value in scheduler.__dict__.values():
-        items = value if isinstance(value, list | tuple) else [value]
-        found += [item for item in items if isinstance(item, torch.optim.lr_scheduler.LRScheduler)]
-    return found
-
-
-def _clone(value: Any) -> Any:
-    return value.clone() if isinstance(value, Tensor) else value

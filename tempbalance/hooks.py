@@ -12,13 +12,21 @@ import weakref
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 
 from tempbalance.balance import Balancer
-from tempbalance.groups import Group, Host, find_hosts, partition
-
-_MARK = "_tempbalance_hooks"
+from tempbalance.groups import (
+    MARK,
+    Group,
+    Host,
+    check_optimizer,
+    find_hosts,
+    innermost,
+    partition,
+    release,
+)
 
 
 class StepHooks:
@@ -53,9 +61,11 @@ class StepHooks:
         begin: bool = True,
         **options: Any,
     ) -> None:
-        previous = optimizer.__dict__.get(_MARK)
-        if previous is not None:
-            previous.detach()
+        optimizer = innermost(optimizer)
+        if not isinstance(optimizer, Optimizer):
+            raise TypeError(f"optimizer must be a torch Optimizer, got {type(optimizer).__name__}")
+        check_optimizer(optimizer)
+        release(optimizer)
         self.optimizer = optimizer
         self.balancer = Balancer(model, self._parameters(), every=every, **options)
         self._model = model
@@ -68,9 +78,12 @@ class StepHooks:
         self._handles = [
             optimizer.register_step_pre_hook(_calling(owner, "_before_step")),
             optimizer.register_step_post_hook(_calling(owner, "_after_step")),
+            # A step that was interrupted must not leave its groups in a checkpoint.
+            optimizer.register_state_dict_pre_hook(_calling(owner, "_restore")),
+            optimizer.register_load_state_dict_pre_hook(_calling(owner, "_restore")),
         ]
         # The optimizer keeps the object alive: its hooks are all that most users need of it.
-        optimizer.__dict__[_MARK] = self
+        setattr(optimizer, MARK, lambda: self)
         if begin:
             self.balancer.begin()
 
@@ -89,7 +102,8 @@ class StepHooks:
         self._restore()
         for handle in self._handles:
             handle.remove()
-        self.optimizer.__dict__.pop(_MARK, None)
+        if getattr(self.optimizer, MARK, lambda: None)() is self:
+            delattr(self.optimizer, MARK)
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values by layer name."""
@@ -146,4 +160,4 @@ def _calling(owner: weakref.ref[StepHooks], method: str) -> Any:
         if hooks is not None:
             getattr(hooks, method)()
 
-    return hook
+    return torch.compiler.disable(hook)  # a compiled step must not trace the measurement

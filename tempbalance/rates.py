@@ -46,18 +46,28 @@ class Rates:
         """Write the base rates back. True if somebody else had changed a rate meanwhile.
 
         A changed rate becomes the new base: divided by its factor, or as it is where groups of
-        different factors were all given the same number, as a hand-written schedule does.
+        different factors were given the same number, as a hand-written schedule does.
         """
         groups = self.optimizer.param_groups
         changed = [i for i, g in enumerate(groups) if _differs(g["lr"], self._written[i])]
-        values = {float(groups[i]["lr"]) for i in changed}
-        one_value = len(values) == 1 and len({self.factors[i] for i in changed}) > 1
+        unscaled = self._are_unscaled(changed)
         for i in changed:
             rate = groups[i]["lr"]
-            self.base[i] = _copy(rate if one_value else rate / self.factors[i])
+            self.base[i] = _copy(rate if unscaled else rate / self.factors[i])
         for group, rate in zip(groups, self.base, strict=True):
             _write(group, rate)
         return bool(changed)
+
+    def _are_unscaled(self, changed: Sequence[int]) -> bool:
+        """Whether groups of one base rate and different factors were given one number."""
+        rates = {i: float(self.optimizer.param_groups[i]["lr"]) for i in changed}
+        by_base: dict[float, list[int]] = {}
+        for i in changed:
+            by_base.setdefault(float(self.base[i]), []).append(i)
+        telling = [s for s in by_base.values() if len({self.factors[i] for i in s}) > 1]
+        if not telling:  # each base rate has one group: only one number for all of them tells
+            telling = [list(changed)] if len({self.factors[i] for i in changed}) > 1 else []
+        return bool(telling) and all(len({rates[i] for i in some}) == 1 for some in telling)
 
     def load(self, base: Sequence[Rate]) -> None:
         """Base rates from a checkpoint; write them with :meth:`scale`."""
@@ -69,6 +79,12 @@ class Rates:
         self.base += [_copy(rate) for rate in base]
         self.factors += [1.0] * len(base)
         self._written += [_copy(rate) for rate in base]
+
+    def forget(self, left: Sequence[int]) -> None:
+        """Groups were removed: all but those of these places."""
+        self.base = [self.base[i] for i in left]
+        self.factors = [self.factors[i] for i in left]
+        self._written = [self._written[i] for i in left]
 
     def copied(self) -> list[Rate]:
         """The base rates, tensors copied, for a checkpoint."""

@@ -23,7 +23,8 @@ _RESULT = "the base learning rate"
 
 
 def _as_matrix(weight: Tensor) -> Tensor:
-    return weight.unsqueeze(0)
+    """A weight of two dimensions is one matrix; one of three is a stack already."""
+    return weight if weight.ndim == 3 else weight.unsqueeze(0)
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,8 @@ class Matrix:
     Args:
         parameter: path of the weight below the module, such as ``"weight"``.
         slices: turns the weight into (slices, rows, cols), as a view where it can; rows are the
-            outputs where there is a choice (a fused projection is cut along them).
+            outputs where there is a choice (a fused projection is cut along them). By default a
+            weight of two dimensions is one matrix, one of three a stack.
         part: name of a part of a shared parameter (``"q"``); it is appended to the layer's name.
         weight: computes the weight where it is not the parameter itself (LoRA's W + BA).
         uses: further parameter paths that the weight is made of.

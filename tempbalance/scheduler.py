@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import copy
 import logging
+import warnings
 import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+import torch
 import torch.distributed as dist
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from tempbalance.assign import Assignment, LinearMap
-from tempbalance.balance import Balancer, Unit
+from tempbalance.balance import Balancer, BalanceWarning, Unit
 from tempbalance.farms import Farms, Windows
-from tempbalance.groups import Grouping, check_scheduler, expand_scheduler, extend_scheduler
+from tempbalance.groups import MARK, Grouping, check_optimizer, compare_groups, innermost, release
 from tempbalance.measure import DEFAULT_BUDGET
 from tempbalance.powerlaw import Fit, Hill
 from tempbalance.rates import Rate, Rates
+from tempbalance.schedules import check_scheduler, expand_scheduler, extend_scheduler
 
 logger = logging.getLogger("tempbalance")
 
@@ -43,7 +47,8 @@ class TempBalanceLR(LRScheduler):
         optimizer: any optimizer that takes param groups.
         model: the model whose parameters it holds, wrapped in whatever way.
         base: the schedule to follow; ``None`` keeps the optimizer's rates. Step only this object,
-            no longer the base (with the metric, for ``ReduceLROnPlateau``).
+            no longer the base (with the metric, for ``ReduceLROnPlateau``). Whatever combines
+            schedules (``SequentialLR``, ``ChainedScheduler``) goes inside.
         windows, fit, assign: the method; see the classes.
         every: calls of :meth:`step` between measurements. Schedules stepped every batch want some
             hundreds of them.
@@ -67,7 +72,8 @@ class TempBalanceLR(LRScheduler):
     :class:`~tempbalance.balance.BalanceWarning`; training goes on.
 
     To resume, build everything as before and load the states of model, optimizer and scheduler,
-    the model first. Optimizer and scheduler states of a run without balancing are taken over too.
+    the model first. Optimizer and scheduler states of a run without balancing are taken over too;
+    the steps of that run count for ``start`` and ``stop``.
     """
 
     def __init__(
@@ -94,10 +100,10 @@ class TempBalanceLR(LRScheduler):
         process_group: dist.ProcessGroup | None = None,
         clock: Literal["step", "manual"] = "step",
     ) -> None:
+        optimizer = innermost(optimizer)
         _check_arguments(optimizer, model, base, clock)
-        previous = getattr(optimizer, _MARK, lambda: None)()
-        if previous is not None:
-            previous.detach()
+        check_optimizer(optimizer)
+        release(optimizer)
         self.optimizer = optimizer
         self.base = base
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -136,7 +142,12 @@ class TempBalanceLR(LRScheduler):
             optimizer.register_load_state_dict_pre_hook(_before_load(weakref.ref(self))),
             optimizer.register_load_state_dict_post_hook(_after_load(weakref.ref(self))),
         ]
-        setattr(optimizer, _MARK, weakref.ref(self))
+        if base is not None:
+            hook = _before_step(weakref.ref(self))
+            self._hooks.append(optimizer.register_step_pre_hook(hook))
+        setattr(optimizer, MARK, weakref.ref(self))
+        self._base_steps = _steps_of(base)
+        self._base_alone = False
         self.clock = clock
         if clock == "step":
             self.begin()
@@ -147,7 +158,14 @@ class TempBalanceLR(LRScheduler):
     @property
     def last_epoch(self) -> int:  # type: ignore[override]
         """Steps taken, as the base schedule counts them."""
-        return self.balancer.tick if self.base is None else self.base.last_epoch
+        return self.balancer.tick if self.base is None else _steps_of(self.base)
+
+    @last_epoch.setter
+    def last_epoch(self, value: int) -> None:
+        raise TypeError(
+            "TempBalanceLR goes around other schedules, not into them: pass the SequentialLR (or "
+            "whatever combines them) as its base"
+        )
 
     @property
     def base_lrs(self) -> list[Rate]:  # type: ignore[override]
@@ -181,14 +199,16 @@ class TempBalanceLR(LRScheduler):
             epoch: as torch's schedules take it.
         """
         self._take_in_new_groups()
+        self._look_after_base()
         if self._rates.put_back():
             logger.debug("a learning rate was changed outside of the scheduler; it is kept")
         try:
             self._step_base(metrics, epoch)
             self._rates.take()
-            if self.clock == "step":
+            if self.clock == "step" and self._hooks:
                 self.balancer.step()
         finally:
+            self._base_steps = _steps_of(self.base)
             self._scale()
 
     def begin(self) -> None:
@@ -200,6 +220,8 @@ class TempBalanceLR(LRScheduler):
 
     def tick(self) -> None:
         """One tick of the balancing clock, with ``clock="manual"``."""
+        if not self._hooks:
+            return
         self._take_in_new_groups()
         self._rates.put_back()
         try:
@@ -250,27 +272,54 @@ class TempBalanceLR(LRScheduler):
         return out
 
     def detach(self) -> None:
-        """Stop balancing: base rates back in the groups, hooks removed. The groups stay split."""
+        """Stop balancing: base rates back in the groups, hooks removed. The groups stay split.
+
+        :meth:`step` goes on to step the base schedule, with every multiplier 1.
+        """
+        self._take_in_new_groups()
         self._rates.put_back()
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
-        if hasattr(self.optimizer, _MARK):
-            delattr(self.optimizer, _MARK)
+        self._rates.scale([1.0] * len(self._rates.base))
+        if getattr(self.optimizer, MARK, lambda: None)() is self:
+            delattr(self.optimizer, MARK)
 
     def _scale(self) -> None:
-        self._rates.scale(self.grouping.factors(self.balancer.multipliers))
+        multipliers = self.balancer.multipliers if self._hooks else {}
+        self._rates.scale(self.grouping.factors(multipliers))
+
+    def _look_after_base(self) -> None:
+        """Say once, and make good, that somebody else has stepped the base schedule."""
+        if _steps_of(self.base) == self._base_steps:
+            return
+        self._base_steps = _steps_of(self.base)
+        if not self._base_alone:
+            self._base_alone = True
+            warnings.warn(
+                f"the base schedule ({type(self.base).__name__}) was stepped or loaded by itself. "
+                "Step and load the TempBalanceLR alone: it does the same to its base; stepping "
+                "both goes through the schedule twice as fast",
+                BalanceWarning,
+                stacklevel=3,
+            )
+        self._rates.put_back()
+        self._scale()
 
     def _take_in_new_groups(self) -> None:
-        """Groups added since the last step get names, layers and the first group's schedule."""
-        groups, known = self.optimizer.param_groups, len(self._rates.base)
+        """Groups added since the last step get names, layers and the first group's schedule.
+
+        Groups removed since then are forgotten, by the base schedule too.
+        """
+        groups, left = self.optimizer.param_groups, self.grouping.left()
+        if len(left) < len(self._rates.base):
+            if self.base is not None:
+                expand_scheduler(self.base, left, len(self._rates.base))
+            self._rates.forget(left)
+            self.grouping.forget(left)
+        known = len(left)
         if len(groups) == known:
             return
-        if len(groups) < known:
-            raise RuntimeError(
-                f"{known - len(groups)} param groups have disappeared from the optimizer; build a "
-                "new TempBalanceLR after removing groups"
-            )
         if self.base is not None:
             extend_scheduler(self.base, groups, known)
         before = len(groups)
@@ -301,6 +350,7 @@ class TempBalanceLR(LRScheduler):
             "tempbalance": _VERSION,
             "base": None if self.base is None else self.base.state_dict(),
             "balancer": self.balancer.state_dict(),
+            "schedule": type(self.base).__name__,
             "rates": self._rates.copied(),
             "groups": self.grouping.names,
         }
@@ -314,6 +364,7 @@ class TempBalanceLR(LRScheduler):
         Raises:
             ValueError: if the state is of other layers, groups or another base, naming them.
         """
+        self._take_in_new_groups()
         if "tempbalance" not in state_dict:
             self._adopt(state_dict)
             return
@@ -325,10 +376,16 @@ class TempBalanceLR(LRScheduler):
         if (state_dict["base"] is None) != (self.base is None):
             has, wants = ("a", "none") if self.base is None else ("no", "one")
             raise ValueError(f"the checkpoint has {has} base schedule; this scheduler has {wants}")
-        _compare_groups(state_dict["groups"], self.grouping.names)
+        if state_dict["schedule"] != type(self.base).__name__:
+            raise ValueError(
+                f"the base schedule was {state_dict['schedule']} in the run that saved the "
+                f"checkpoint and is {type(self.base).__name__} here; build the same one"
+            )
+        compare_groups(state_dict["groups"], self.grouping.names)
         self.balancer.load_state_dict(state_dict["balancer"])
         if self.base is not None:
-            self.base.load_state_dict(dict(state_dict["base"]))
+            self.base.load_state_dict(copy.deepcopy(dict(state_dict["base"])))
+            self._base_steps = _steps_of(self.base)
         self._rates.load(state_dict["rates"])
         self._scale()
 
@@ -339,17 +396,21 @@ class TempBalanceLR(LRScheduler):
                 "that schedule as base"
             )
         before = len(self.grouping.original)
-        self.base.load_state_dict(dict(state))
+        rates = state.get("_last_lr")
+        if rates is not None and len(rates) != before:
+            raise ValueError(
+                f"the schedule's state is of {len(rates)} param groups; this optimizer had "
+                f"{before} before it was split by layer. Build it with the groups of the run that "
+                "saved the state"
+            )
+        self.base.load_state_dict(copy.deepcopy(dict(state)))
         expand_scheduler(self.base, self.grouping.source, before)
-        rates = getattr(self.base, "_last_lr", None)
-        if rates is not None and len(rates) == len(self.optimizer.param_groups):
-            self._rates.load(rates)
+        self._base_steps = _steps_of(self.base)
+        if rates is not None:
+            self._rates.load([rates[i] for i in self.grouping.source])
         if self.clock == "step":
-            self.balancer.update()
+            self.balancer.restart(self._base_steps)
         self._scale()
-
-
-_MARK = "_tempbalance"
 
 
 def _check_arguments(optimizer: Any, model: Any, base: Any, clock: Any) -> None:
@@ -368,7 +429,7 @@ def _check_arguments(optimizer: Any, model: Any, base: Any, clock: Any) -> None:
             f"base must be a torch LRScheduler or None, got {type(base).__name__}; for schedules "
             "of other libraries use tempbalance.StepHooks"
         )
-    if getattr(base, "optimizer", optimizer) is not optimizer:
+    if innermost(getattr(base, "optimizer", optimizer)) is not optimizer:
         raise ValueError("base is the schedule of another optimizer: build it on this one")
 
 
@@ -383,24 +444,30 @@ def _of_model(parameters: Sequence[nn.Parameter], model: nn.Module) -> list[nn.P
     return list(parameters)
 
 
-def _compare_groups(saved: Sequence[str], here: Sequence[str]) -> None:
-    if list(saved) == list(here):
-        return
-    gone = [name for name in saved if name not in here]
-    new = [name for name in here if name not in saved]
-    what = f"only in the checkpoint: {gone[:5]}; only here: {new[:5]}"
-    if not gone and not new:
-        what = "the same groups in another order"
-    raise ValueError(
-        f"the checkpoint's param groups are not those of this optimizer ({what}). Build the model "
-        "and the optimizer's own groups as they were in the run that saved it."
-    )
+def _steps_of(base: Any) -> int:
+    """Steps that a schedule has taken; of a ChainedScheduler, its first one has."""
+    while not hasattr(base, "last_epoch") and getattr(base, "_schedulers", None):
+        base = base._schedulers[0]
+    return getattr(base, "last_epoch", 0)
+
+
+def _before_step(owner: weakref.ref[TempBalanceLR]) -> Any:
+    def hook(*_: Any) -> None:
+        scheduler = owner()
+        if scheduler is not None:
+            scheduler._look_after_base()
+
+    return torch.compiler.disable(hook)
 
 
 def _before_load(owner: weakref.ref[TempBalanceLR]) -> Any:
     def hook(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any] | None:
         scheduler = owner()
-        if scheduler is None or not scheduler.grouping.is_unsplit(state):
+        if scheduler is None:
+            return None
+        scheduler._take_in_new_groups()
+        if not scheduler.grouping.is_unsplit(state):
+            scheduler.grouping.check(state)
             return None
         scheduler._adopting = True
         return scheduler.grouping.expand(state)
@@ -415,6 +482,8 @@ def _after_load(owner: weakref.ref[TempBalanceLR]) -> Any:
             return
         scheduler._adopting = False
         scheduler._rates.take()  # the rates of a run without balancing are base rates
+        if scheduler.base is None and scheduler.clock == "step":  # no other state will come
+            scheduler.balancer.restart(scheduler.balancer.tick)
         scheduler._scale()
 
     return hook

@@ -28,6 +28,11 @@ settings.register_profile(
 )
 settings.load_profile("tempbalance")
 
+# Tests on real data find it beside the checkout, or where the user says.
+_BESIDE = Path(__file__).resolve().parents[1].parent / "shared" / "data"
+if _BESIDE.is_dir():
+    os.environ.setdefault("TEMPBALANCE_DATA", str(_BESIDE))
+
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 

@@ -26,12 +26,12 @@ ALLOWED: dict[str, set[str]] = {
 }
 # Lower ones never import higher ones; what stands on one line may import each other.
 RANKS = [
-    {"readers", "farms", "powerlaw", "assign"},
+    {"readers", "farms", "powerlaw", "assign", "schedules", "rates"},
     {"layers", "spectrum"},
     {"measure", "groups"},
-    {"report", "plots", "tables", "balance", "checkpoints"},
-    {"rates", "hooks", "scheduler", "cli", "cli_options"},
-    {"integrations"},
+    {"report", "plots", "tables", "balance", "checkpoints", "history"},
+    {"hooks", "scheduler", "cli_options", "run_files", "run_plots"},
+    {"integrations", "cli"},
 ]
 OPTIONAL = [
     *("lightning", "pytorch_lightning", "hydra", "omegaconf", "pandas", "matplotlib", "peft"),
