@@ -67,9 +67,7 @@ def rewind_alphas(folder: str | Path, step: int) -> None:
         header, *lines = csv.reader(file)
     column = header.index("step")
     with path.open("w", newline="") as file:
-        csv.writer(file).writerows(
-            [header, *(line for line in lines if int(line[column]) < step)]
-        )
+        csv.writer(file).writerows([header, *(line for line in lines if int(line[column]) < step)])
 
 
 class History(pl.Callback):
