@@ -264,7 +264,7 @@ class _Engine:
     def _tail_ends(self, eigenvalues: Tensor) -> Tensor:
         """xmin of each fit of one layer's eigenvalues (P, S, k): (1,) or (P,)."""
         rows = eigenvalues.reshape(1 if self.windows.pool == "spectrum" else len(eigenvalues), -1)
-        values = torch.nan_to_num(rows.double(), 0.0, 0.0, 0.0).sort(-1).values
+        values = _ascending(torch.nan_to_num(rows.double(), 0.0, 0.0, 0.0))
         return self.fit(values, (values <= 0).sum(-1)).xmin
 
     def _table(self, tasks: list[Task], eigenvalues: list[Tensor]) -> Tensor:
@@ -291,7 +291,7 @@ class _Engine:
         for block, part in zip(blocks, batch.split([len(b) for b in blocks]), strict=True):
             part[:, : block.shape[1]] = block
         failed = batch.isnan().any(-1)
-        values = torch.nan_to_num(batch, 0.0, 0.0, 0.0).sort(-1).values
+        values = _ascending(torch.nan_to_num(batch, 0.0, 0.0, 0.0))
         counts = (values > 0).sum(-1)
         law = self.fit(values, size - counts)
         top = values[:, -1]
@@ -332,6 +332,13 @@ class _Engine:
             scale = row[_SCALE]
             kept.append(_unscaled(np.sort(part[part > 0]), scale) if scale else None)
         return stats, kept
+
+
+def _ascending(values: Tensor) -> Tensor:
+    """Sorted along the last dimension. numpy sorts values alone, many times faster on a CPU."""
+    if values.device.type == "cpu":
+        return torch.from_numpy(np.sort(values.numpy(), axis=-1))
+    return values.sort(-1).values
 
 
 def _by_device(batch: dict[int, Tensor]) -> list[list[int]]:

@@ -18,6 +18,8 @@ import ctypes
 import functools
 import glob
 import os
+import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -340,13 +342,31 @@ def _compute_cpu(
         jobs += _jobs(task, out, mask, dtype, max(1, int(size)))
     jobs.sort(key=lambda job: job.flops, reverse=True)
     total = sum(job.flops for job in jobs)
+    left = deque(jobs)
+    one_at_a_time = threading.Lock()
+
+    def drain() -> None:
+        while True:
+            try:
+                job = left.popleft()
+            except IndexError:
+                return
+            _run(job)
+            with one_at_a_time:
+                _report(progress, [job], total)
+
     if workers == 1 or len(jobs) == 1:
-        for job in jobs:
-            _report(progress, [_run(job)], total)
+        drain()
         return
-    with ThreadPoolExecutor(workers, "tempbalance", initializer=_pin_this_thread) as pool:
-        for done in pool.map(_run, jobs):
-            _report(progress, [done], total)
+    # This thread works too where it is pinned, instead of waiting for the others.
+    joins = torch.get_num_threads() == 1
+    others = workers - joins
+    with ThreadPoolExecutor(others, "tempbalance", initializer=_pin_this_thread) as pool:
+        running = [pool.submit(drain) for _ in range(others)]
+        if joins:
+            drain()
+        for each in running:
+            each.result()
 
 
 def _report(progress: Callable[[float], None] | None, jobs: Iterable[_Job], total: float) -> None:
@@ -355,7 +375,7 @@ def _report(progress: Callable[[float], None] | None, jobs: Iterable[_Job], tota
 
 
 @torch.no_grad()  # per thread
-def _run(job: _Job) -> _Job:
+def _run(job: _Job) -> None:
     job.write(_eigenvalues_or_nan(job.gather()))
     return job
 
