@@ -377,7 +377,6 @@ def _report(progress: Callable[[float], None] | None, jobs: Iterable[_Job], tota
 @torch.no_grad()  # per thread
 def _run(job: _Job) -> None:
     job.write(_eigenvalues_or_nan(job.gather()))
-    return job
 
 
 def _eigenvalues_or_nan(windows: Tensor) -> Tensor:
