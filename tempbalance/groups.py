@@ -205,6 +205,21 @@ class Grouping:
     def names(self) -> list[str]:
         return [str(group.get("name", i)) for i, group in enumerate(self.optimizer.param_groups)]
 
+    def describe(
+        self, alphas: Mapping[str, float | None], factors: Sequence[float], rates: Sequence[float]
+    ) -> str:
+        """A line a param group: its layers' alpha, its multiplier and rate, the norms it holds."""
+        norms = {host.layers: host.norms for host in self.hosts}
+        width = max(5, *(len(name) for name in self.names))
+        lines = [f"{'group':<{width}}  {'alpha':>7}  {'multiplier':>10}  {'rate':>10}  norms"]
+        for name, layers, factor, rate in zip(self.names, self.layers, factors, rates, strict=True):
+            known = [a for layer in layers if (a := alphas.get(layer)) is not None]
+            alpha = f"{sum(known) / len(known):.3f}" if known else "-"
+            follow = ", ".join(norms.get(layers, ()))
+            line = f"{name:<{width}}  {alpha:>7}  {factor:>10.3f}  {rate:>10.3e}  {follow}"
+            lines.append(line.rstrip())
+        return "\n".join(lines)
+
     def factors(self, multipliers: Mapping[str, float]) -> list[float]:
         """A multiplier for every group: the mean over its layers, 1 where it has none."""
         out = []

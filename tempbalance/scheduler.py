@@ -262,6 +262,12 @@ class TempBalanceLR(LRScheduler):
             for name, group in zip(self.grouping.names, self.optimizer.param_groups, strict=True)
         }
 
+    def summary(self) -> str:
+        """A table of the param groups: alpha, multiplier, rate, and which norms follow."""
+        rates = [float(rate) for rate in self.get_last_lr()]
+        factors = self.grouping.factors(self.multipliers)
+        return self.grouping.describe(self.alphas, factors, rates)
+
     @property
     def layer_groups(self) -> dict[str, str]:
         """The name of the first param group of every layer (that of its weight)."""

@@ -274,6 +274,21 @@ def test_group_added_later_is_scheduled_and_balanced() -> None:
         ], base
 
 
+def test_summary_says_what_each_group_is_and_what_follows() -> None:
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scheduler = TempBalanceLR(optimizer, model)
+    header, *lines = scheduler.summary().splitlines()
+    assert header.split() == ["group", "alpha", "multiplier", "rate", "norms"]
+    assert [line.split()[0] for line in lines] == ["0", "3", "8", "10"]
+    assert [line.split()[4:] for line in lines] == [["1"], ["4"], [], []]
+    for line in lines:
+        name, alpha, multiplier, rate = line.split()[:4]
+        assert float(alpha) == pytest.approx(scheduler.alphas[name], abs=5e-4)
+        assert float(multiplier) == pytest.approx(scheduler.multipliers[name], abs=5e-4)
+        assert float(rate) == pytest.approx(scheduler.layer_rates[name], rel=1e-3)
+
+
 def test_freezing_and_unfreezing() -> None:
     model = net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
