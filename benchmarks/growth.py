@@ -1,0 +1,203 @@
+"""How the time of a measurement grows: with width, depth and the number of windows.
+
+    python -m benchmarks.growth --device cuda
+
+A fitted exponent for each series (1 is linear), and seconds a window by its side, which is what
+``benchmarks.model`` counts with. Nothing may grow faster than the operations do: the cube of the
+width for one whole matrix, linear in the number of layers and of windows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+from torch import nn
+
+from benchmarks import agreement
+from benchmarks.clocks import compare
+from benchmarks.command import Record, console, no_cuda, parser, progress, threads_kept
+from tempbalance import Farms
+from tempbalance.farms import Windows
+from tempbalance.layers import find_layers
+from tempbalance.measure import measure
+
+PICTURE = Path(__file__).resolve().parents[1] / "docs" / "images" / "benchmark_growth.png"
+# Room above the exponent of the operations, for caches that overflow.
+MARGIN = 0.25
+
+
+@dataclass(frozen=True)
+class Series:
+    """One thing that grows, and how its operations do."""
+
+    name: str
+    what: str
+    sizes: tuple[int, ...]  # of a quick run
+    more: tuple[int, ...]  # added by a full run
+    build: Callable[[int], nn.Module]
+    windows: Callable[[int], Windows]
+    count: Callable[[int], int]  # windows
+    exponent: float  # of the operations
+
+
+def _square(n: int, copies: int = 1) -> nn.Module:
+    return nn.Sequential(*(nn.Linear(n, n, bias=False) for _ in range(copies)))
+
+
+def _in_batch(side: int) -> int:
+    """Windows enough to keep all cores of a device busy: 2^26 numbers at most."""
+    return max(2, min(256, 2**26 // side**2))
+
+
+SERIES = (
+    Series("width", "one n x n layer, Farms()", (128, 256, 512, 1024), (2048,), _square,
+           lambda n: Farms(), lambda n: 1, 3.0),
+    Series("depth", "L layers of 128 x 128, Farms()", (1, 2, 4, 8, 16, 32, 64), (128, 256),
+           lambda n: _square(128, n), lambda n: Farms(), lambda n: n, 1.0),
+    Series("windows", "n x n layer in windows of 64", (512, 1024, 2048), (4096,), _square,
+           lambda n: Farms(rows=64), lambda n: (n // 64) ** 2, 1.0),
+    Series("rates", "windows of k x k in one batch", (64, 128, 256, 512, 768, 1024), (1536, 2048),
+           lambda k: nn.Linear(k, k * _in_batch(k), bias=False), lambda k: Farms(rows=k),
+           _in_batch, 3.0),
+)  # fmt: skip
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the benchmark; 1 if a series grows faster than its operations."""
+    made = parser("growth", __doc__)
+    made.add_argument("--series", nargs="+", choices=[s.name for s in SERIES])
+    made.add_argument("--largest", type=int, help="leave out sizes above")
+    made.add_argument("--repeats", type=int, help="default: 3; 7 when full")
+    made.add_argument("--picture", default=str(PICTURE), help="where to draw; empty for nowhere")
+    options = made.parse_args(argv)
+    if reason := no_cuda(options.device):
+        print(reason)
+        return 1
+    options.repeats = options.repeats or (7 if options.full else 3)
+    chosen = [s for s in SERIES if options.series is None or s.name in options.series]
+    out, record = console(), Record("growth", options.device)
+    with progress(sum(len(_sizes(s, options)) for s in chosen)) as step, threads_kept():
+        rows = [_series(each, options, step) for each in chosen]
+    file = record.save(rows, {"repeats": options.repeats}, options.json)
+    _print(out, rows)
+    if options.picture:
+        draw(rows, Path(options.picture), _where(record.machine))
+    out.print(f"written to {file}", highlight=False)
+    return int(any(row["too_fast"] for row in rows))
+
+
+def _sizes(series: Series, options: argparse.Namespace) -> list[int]:
+    sizes = series.sizes + (series.more if options.full or options.device == "cuda" else ())
+    return [n for n in sizes if options.largest is None or n <= options.largest]
+
+
+def _series(
+    series: Series, options: argparse.Namespace, step: Callable[[str], None]
+) -> dict[str, Any]:
+    device = torch.device(options.device)
+    points = []
+    for size in _sizes(series, options):
+        step(f"{series.name} {size}")
+        torch.manual_seed(0)
+        layers = find_layers(series.build(size).to(device)).layers
+        windows, count = series.windows(size), series.count(size)
+        shown = layers if series.name != "rates" else find_layers(_square(size).to(device)).layers
+        error = agreement.require(shown, windows, f"{series.name} {size}")
+        times = compare(
+            {"measure": lambda layers=layers, w=windows: measure(layers, windows=w)},  # type: ignore
+            options.repeats,
+            device,
+        )["measure"]
+        middle = statistics.median(times)
+        points.append({"size": size, "windows": count, "alpha_error": error, "times": times,
+                       "seconds": middle, "seconds_a_window": middle / count})  # fmt: skip
+    x = [float(p["windows" if series.name == "windows" else "size"]) for p in points]
+    y = [p["seconds_a_window" if series.name == "rates" else "seconds"] for p in points]
+    fitted, last = exponent(x, y), exponent(x[-2:], y[-2:])
+    return {
+        "series": series.name,
+        "what": series.what,
+        "points": points,
+        "exponent": fitted,
+        "exponent_of_last_two": last,
+        "exponent_of_operations": series.exponent,
+        "too_fast": fitted > series.exponent + MARGIN,
+    }
+
+
+def exponent(x: Sequence[float], y: Sequence[float]) -> float:
+    """The power p of y ~ x^p, by least squares of the logarithms; 0 for a single point."""
+    if len(x) < 2:
+        return 0.0
+    log_x, log_y = [math.log(v) for v in x], [math.log(v) for v in y]
+    return statistics.linear_regression(log_x, log_y).slope
+
+
+def _where(machine: dict[str, Any]) -> str:
+    return machine.get("gpu") or f"{machine['cpu']}, {machine['threads']} threads"
+
+
+def _print(out: Any, rows: Sequence[dict[str, Any]]) -> None:
+    table = Table(box=None)
+    for title in ("series", "sizes", "ms", "exponent", "last two", "of the operations", "error"):
+        table.add_column(title)
+    for row in rows:
+        points = row["points"]
+        color = "red" if row["too_fast"] else "green"
+        table.add_row(
+            f"{row['series']}: {row['what']}",
+            f"{points[0]['size']} to {points[-1]['size']}",
+            f"{1000 * points[0]['seconds']:.3g} to {1000 * points[-1]['seconds']:.3g}",
+            f"[{color}]{row['exponent']:.2f}[/]",
+            f"{row['exponent_of_last_two']:.2f}",
+            f"{row['exponent_of_operations']:g}",
+            f"{max(p['alpha_error'] for p in points):.1e}",
+        )
+    out.print(table)
+
+
+def draw(rows: Sequence[dict[str, Any]], path: Path, where: str) -> None:
+    """Three panels on logarithmic axes, with the slope of the operations dashed."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    panels = [row for row in rows if row["series"] != "rates" and len(row["points"]) > 1]
+    if not panels:
+        return
+    labels = {"width": "width n", "depth": "layers", "windows": "windows of 64 x 64"}
+    figure, axes = plt.subplots(1, len(panels), figsize=(3.6 * len(panels), 3.2), squeeze=False)
+    for axis, row in zip(axes[0], panels, strict=True):
+        key = "windows" if row["series"] == "windows" else "size"
+        x = [p[key] for p in row["points"]]
+        y = [1000 * p["seconds"] for p in row["points"]]
+        axis.loglog(x, y, "o-", color="#1f5f8b", label=f"measured, power {row['exponent']:.2f}")
+        power = row["exponent_of_operations"]
+        line = [y[-1] * (v / x[-1]) ** power for v in x]
+        axis.loglog(x, line, "--", color="#999999", label=f"operations, power {power:g}")
+        axis.set_xticks(x, [f"{v}" for v in x], rotation=45 if len(x) > 5 else 0)
+        axis.minorticks_off()
+        axis.set_xlabel(labels[row["series"]])
+        axis.set_title(row["what"], fontsize=9)
+        axis.legend(fontsize=7, frameon=False)
+        axis.grid(alpha=0.3)
+    axes[0][0].set_ylabel("one measurement, ms")
+    figure.suptitle(where, fontsize=8, color="#555555")
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
