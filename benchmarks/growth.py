@@ -43,31 +43,31 @@ class Series:
     what: str
     sizes: tuple[int, ...]  # of a quick run
     more: tuple[int, ...]  # added by a full run
-    build: Callable[[int], nn.Module]
+    count: Callable[[int, str], int]  # layers or windows, on a kind of device
+    build: Callable[[int, int], nn.Module]  # of a size and a count
     windows: Callable[[int], Windows]
-    count: Callable[[int], int]  # windows
     exponent: float  # of the operations
 
 
-def _square(n: int, copies: int = 1) -> nn.Module:
-    return nn.Sequential(*(nn.Linear(n, n, bias=False) for _ in range(copies)))
+def _in_batch(side: int, device: str) -> int:
+    """Windows enough to keep all cores of a device busy."""
+    return max(2, min(256, (2**25 if device == "cuda" else 2**21) // side**2))
 
 
-def _in_batch(side: int) -> int:
-    """Windows enough to keep all cores of a device busy: 2^26 numbers at most."""
-    return max(2, min(256, 2**26 // side**2))
+def _squares(side: int, count: int) -> nn.Module:
+    return nn.Sequential(*(nn.Linear(side, side, bias=False) for _ in range(count)))
 
 
 SERIES = (
-    Series("width", "one n x n layer, Farms()", (128, 256, 512, 1024), (2048,), _square,
-           lambda n: Farms(), lambda n: 1, 3.0),
+    Series("width", "one n x n layer, Farms()", (128, 256, 512, 1024), (2048,),
+           lambda n, _: 1, _squares, lambda n: Farms(), 3.0),
     Series("depth", "L layers of 128 x 128, Farms()", (1, 2, 4, 8, 16, 32, 64), (128, 256),
-           lambda n: _square(128, n), lambda n: Farms(), lambda n: n, 1.0),
-    Series("windows", "n x n layer in windows of 64", (512, 1024, 2048), (4096,), _square,
-           lambda n: Farms(rows=64), lambda n: (n // 64) ** 2, 1.0),
+           lambda n, _: n, lambda n, count: _squares(128, count), lambda n: Farms(), 1.0),
+    Series("windows", "n x n layer in windows of 64", (512, 1024, 2048), (4096,),
+           lambda n, _: (n // 64) ** 2, lambda n, _: _squares(n, 1), lambda n: Farms(rows=64), 1.0),
     Series("rates", "windows of k x k in one batch", (64, 128, 256, 512, 768, 1024), (1536, 2048),
-           lambda k: nn.Linear(k, k * _in_batch(k), bias=False), lambda k: Farms(rows=k),
-           _in_batch, 3.0),
+           _in_batch, lambda k, count: nn.Linear(k, k * count, bias=False),
+           lambda k: Farms(rows=k), 3.0),
 )  # fmt: skip
 
 
@@ -108,10 +108,9 @@ def _series(
     for size in _sizes(series, options):
         step(f"{series.name} {size}")
         torch.manual_seed(0)
-        layers = find_layers(series.build(size).to(device)).layers
-        windows, count = series.windows(size), series.count(size)
-        shown = layers if series.name != "rates" else find_layers(_square(size).to(device)).layers
-        error = agreement.require(shown, windows, f"{series.name} {size}")
+        windows, count = series.windows(size), series.count(size, device.type)
+        layers = find_layers(series.build(size, count).to(device)).layers
+        error = agreement.require(layers, windows, f"{series.name} {size}")
         times = compare(
             {"measure": lambda layers=layers, w=windows: measure(layers, windows=w)},  # type: ignore
             options.repeats,
