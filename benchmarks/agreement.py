@@ -19,7 +19,7 @@ from tempbalance.measure import measure
 TOLERANCE = 1e-4  # relative, of alpha
 
 
-class Disagreement(AssertionError):
+class DisagreementError(AssertionError):
     """Alpha is not that of float64: no time is worth reporting."""
 
 
@@ -27,11 +27,12 @@ def require(layers: Sequence[Layer], windows: Windows, what: str) -> float:
     """The largest relative error of alpha over the measured layers.
 
     Raises:
-        Disagreement: if it is above ``TOLERANCE``, or no layer was measured; ``what`` names it.
+        DisagreementError: if it is above ``TOLERANCE`` or no layer was measured; ``what``
+            names it.
     """
     error = largest_error(layers, windows)
     if not error <= TOLERANCE:
-        raise Disagreement(
+        raise DisagreementError(
             f"{what}: alpha is off by {error:.1e} against float64 (at most {TOLERANCE:.0e} is "
             "allowed), so no time is given: find out why before measuring anything else"
         )
@@ -52,8 +53,7 @@ def alpha(layer: Layer, windows: Windows) -> float:
     """Hill's alpha of a layer's windows in float64."""
     slices = layer.read().cpu()
     spectra = [
-        torch.cat([_eigenvalues(window) for window in stack])
-        for stack in _windows(slices, windows)
+        torch.cat([_eigenvalues(window) for window in stack]) for stack in _windows(slices, windows)
     ]
     if windows.pool == "spectrum":
         spectra = [torch.cat(spectra)]

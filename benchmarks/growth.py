@@ -84,6 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     options.repeats = options.repeats or (7 if options.full else 3)
     chosen = [s for s in SERIES if options.series is None or s.name in options.series]
+    chosen = [s for s in chosen if _sizes(s, options)]
     out, record = console(), Record("growth", options.device)
     with progress(sum(len(_sizes(s, options)) for s in chosen)) as step, threads_kept():
         rows = [_series(each, options, step) for each in chosen]
@@ -104,7 +105,7 @@ def _series(
     series: Series, options: argparse.Namespace, step: Callable[[str], None]
 ) -> dict[str, Any]:
     device = torch.device(options.device)
-    points = []
+    points: list[dict[str, Any]] = []
     for size in _sizes(series, options):
         step(f"{series.name} {size}")
         torch.manual_seed(0)

@@ -98,7 +98,7 @@ def bench(network: Network, weights: str, options: argparse.Namespace) -> dict[s
     row |= {"layers": len(layers), "windows": _counts(layers, network)}
     try:
         row["alpha_error"] = agreement.require(layers, network.windows, network.name)
-    except agreement.Disagreement as error:
+    except agreement.DisagreementError as error:
         return {**row, "note": str(error), "disagrees": True}
 
     def ours() -> None:

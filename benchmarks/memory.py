@@ -98,6 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def bench(case: Case, device: str) -> dict[str, Any]:
     """A row: bytes of the model, of the measurement above it, and the budget."""
+    error: float | None
     if case.network:
         layers = find_layers(case.build().to(device)).layers
         error = agreement.require(layers, case.windows, case.name)
@@ -118,12 +119,21 @@ def bench(case: Case, device: str) -> dict[str, Any]:
     peak = figures["peak_extra_bytes"]
     return {
         "case": case.name,
-        "windows": repr(case.windows),
+        "windows": named(case.windows),
         "alpha_error": error,
         "budget_bytes": case.budget,
         **figures,
         "over_budget": peak is not None and peak > 1.1 * allowed,
     }
+
+
+def named(windows: Windows) -> str:
+    """As one would write it: what differs from the defaults."""
+    if not isinstance(windows, Farms):
+        return repr(windows)
+    default = Farms()
+    changed = [f"{k}={v!r}" for k, v in vars(windows).items() if v != getattr(default, k)]
+    return f"Farms({', '.join(changed)})"
 
 
 def _figures(case: Case, model: nn.Module) -> dict[str, Any]:
@@ -173,7 +183,7 @@ def _print(out: Any, rows: Sequence[dict[str, Any]]) -> None:
         color = "red" if row["over_budget"] else "green"
         table.add_row(
             row["case"],
-            row["windows"].split(",")[0] + ("" if row["windows"].count(",") == 0 else ", ...)"),
+            row["windows"],
             f"{row['model_bytes'] / 2**20:.0f}",
             "unknown" if peak is None else f"[{color}]{peak / 2**20:.0f}[/]",
             f"{row['budget_bytes'] / 2**20:.0f}",

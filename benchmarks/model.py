@@ -179,14 +179,22 @@ def advice(updates: Sequence[Update], every: int = 100) -> list[str]:
             cost = f"{100 * best.share(every):.2g}% measuring each {every} steps"
         else:
             best = min(some, key=lambda u: u.seconds)
-            cost = f"measure each {best.every} steps for 1%"
-        lines.append(f"{key[0]} on {key[1]} GPUs: {best.windows}, {best.seconds:.2g} s, {cost}")
+            cost = f"1% when measured each {best.every} steps"
+        lines.append(f"{key[0]} on {key[1]} GPUs: {best.windows}, {_two(best.seconds)} s, {cost}")
     return lines
 
 
 COLUMNS = (
     *("model", "windows", "GPUs", "count", "TFLOP", "TB read", "GPU s in all", "gather s"),
-    *("compute s", "update s", "imbalance", "GiB a rank", "step s", "each 100 steps", "1% each"),
+    *(
+        "compute s",
+        "update s",
+        "imbalance",
+        "GiB a rank",
+        "step s",
+        "each 100 steps",
+        "steps for 1%",
+    ),
 )
 
 
@@ -201,14 +209,29 @@ def cells(u: Update) -> list[str]:
         f"{tera:,.0f}",
         f"{u.tridiagonal_bytes / 1e12:,.1f}",
         f"{u.device_seconds:,.1f}",
-        f"{u.read_seconds:.2g}",
-        f"{u.compute_seconds:.2g}",
-        f"{u.seconds:.2g}",
+        _two(u.read_seconds),
+        _two(u.compute_seconds),
+        _two(u.seconds),
         f"{u.imbalance:.2f}",
         f"{u.extra_bytes / 2**30:.1f}",
-        f"{u.step_seconds:.3g}",
-        f"{100 * u.share(100):.2g}%",
-        f"{u.every:,} steps",
+        _two(u.step_seconds),
+        f"{_two(100 * u.share(100))}%",
+        f"{u.every:,}",
+    ]
+
+
+def _two(value: float) -> str:
+    """Two digits, without an exponent."""
+    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
+
+
+def assumptions(a: Assumptions, rates: Rates) -> list[str]:
+    """Every assumption by name, those of the rates too where they are assumed."""
+    named = dataclasses.asdict(a)
+    if isinstance(rates, Roofline):
+        named |= dataclasses.asdict(rates)
+    return [
+        f"{name} = {v:g}" if isinstance(v, float) else f"{name} = {v}" for name, v in named.items()
     ]
 
 
@@ -221,8 +244,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print the table and write docs/benchmarks.md."""
     from benchmarks import report
 
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.model", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.model",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--models", nargs="+", choices=[m.name for m in MODELS])
     parser.add_argument("--gpus", nargs="+", type=int, default=list(GPUS))
     parser.add_argument("--rows", nargs="+", type=int, help="window rows; default: a choice")
@@ -239,10 +265,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for each in updates:
         table.add_row(*cells(each))
     out.print(table)
-    assumed = [*dataclasses.asdict(a).items()]
-    if isinstance(rates, Roofline):
-        assumed += [*dataclasses.asdict(rates).items()]
-    out.print("\n".join(f"{name} = {value}" for name, value in assumed), highlight=False)
+    out.print("\n".join(assumptions(a, rates)), highlight=False)
     out.print("\n".join(advice(updates)), highlight=False)
     out.print(f"written to {report.write()}", highlight=False)
     return 0

@@ -92,8 +92,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     options.repeats = options.repeats or (7 if options.full else 3)
     usual = 120.0 if options.full else 8.0
     options.block_seconds = usual if options.block_seconds is None else options.block_seconds
-    cases = TINY if options.tiny else CUDA if options.device == "cuda" else CPU
-    cases = tuple(c for c in cases if not options.cases or c.name in options.cases)
+    usable: Sequence[Case] = CUDA if options.device == "cuda" else CPU
+    usable = TINY if options.tiny else usable
+    cases = [c for c in usable if not options.cases or c.name in options.cases]
     out, record = console(), Record("training", options.device)
     rows = []
     with progress(len(cases) * sum(map(len, VARIANTS.values()))) as step, threads_kept():
@@ -145,7 +146,7 @@ def bench(case: Case, options: argparse.Namespace, step: Callable[[str], None]) 
             if missing:
                 result["not_run"] = f"this version has no {missing[0]}"
             elif expected > options.block_seconds:
-                result["not_run"] = f"a block of {steps} steps takes {expected:.0f} s"
+                result["not_run"] = f"a block of {steps:,} steps takes {expected:,.0f} s"
             else:
                 result |= _train(case, uniform, {"every": every, **extra}, steps, options)
             row["trained"].append(result)
