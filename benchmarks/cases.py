@@ -117,10 +117,10 @@ def _fno(width: int, side: int) -> Case:
 
 # On a CPU the published batches would take minutes: smaller ones, as the notes say.
 CPU = (
-    Case("resnet18", _resnet18, _images(32), F.cross_entropy, _sgd, 32, 1563,
-         "CIFAR ResNet-18, batch 32 in float32 (on GPUs 128 in bf16)"),
-    Case("gpt2_like", lambda: _blocks(4, 256), _tokens(2, 128, 256), F.mse_loss, _adamw, 2, 1000,
-         "4 transformer blocks of width 256, 2 x 128 tokens in float32, no head; "
+    Case("resnet18", _resnet18, _images(16), F.cross_entropy, _sgd, 16, 3125,
+         "CIFAR ResNet-18, batch 16 in float32 (on GPUs 128 in bf16)"),
+    Case("gpt2_like", lambda: _blocks(4, 256), _tokens(4, 128, 256), F.mse_loss, _adamw, 4, 1000,
+         "4 transformer blocks of width 256, 4 x 128 tokens in float32, no head; "
          "an epoch is taken as 1,000 steps"),
     _fno(20, 32),
 )  # fmt: skip

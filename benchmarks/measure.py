@@ -10,13 +10,10 @@ ratio is taken pair by pair.
 from __future__ import annotations
 
 import argparse
-import functools
-import multiprocessing
 import os
 import statistics
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import torch
@@ -27,11 +24,10 @@ from torch import nn
 from benchmarks import agreement, loop, on_cuda
 from benchmarks.clocks import compare
 from benchmarks.command import Record, console, no_cuda, parser, progress, threads_kept
-from benchmarks.machine import peak_extra_memory
 from benchmarks.networks import NETWORKS, Network, trained_like
 from tempbalance import Farms, analyze
 from tempbalance.layers import Layer, find_layers
-from tempbalance.measure import DEFAULT_BUDGET, measure
+from tempbalance.measure import measure
 
 WEIGHTS = ("random", "trained-like")
 
@@ -68,16 +64,15 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     made = parser("measure", __doc__)
     made.add_argument("--networks", nargs="+", choices=NETWORKS)
     made.add_argument("--weights", nargs="+", choices=WEIGHTS, default=list(WEIGHTS))
-    made.add_argument("--repeats", type=int, help="default: 5; 11 when full")
+    made.add_argument("--repeats", type=int, help="default: 3; 11 when full")
     made.add_argument("--loop-repeats", type=int, help="on CUDA, where the loop takes seconds")
     made.add_argument("--threads", type=int, help="default: as the process finds them")
     made.add_argument("--check", action="store_true", help="fail where a target is missed")
-    made.add_argument("--no-memory", action="store_true", help="leave the peak memory out")
     options = made.parse_args(argv)
     # Two blocks of GPT-2 small are enough for a ratio; a GPU is asked about the whole of it.
     leave_out = {"gpt2"} if options.full or options.device == "cuda" else {"gpt2_full"}
     options.networks = options.networks or [name for name in NETWORKS if name not in leave_out]
-    options.repeats = options.repeats or (11 if options.full else 5)
+    options.repeats = options.repeats or (11 if options.full else 3)
     few = 3 if options.full else 1
     options.loop_repeats = options.loop_repeats or (few if options.device == "cuda" else None)
     return options
@@ -115,9 +110,6 @@ def bench(network: Network, weights: str, options: argparse.Namespace) -> dict[s
         row |= {"threads_before": threads, "threads_after": torch.get_num_threads()}
     if device.type == "cuda":
         row |= on_cuda.counts(ours)
-    elif not options.no_memory:
-        row["peak_extra_bytes"] = _in_fresh_process(network.name, weights)
-        row["budget_bytes"] = DEFAULT_BUDGET
     return row
 
 
@@ -160,19 +152,6 @@ def _counts(layers: Sequence[Layer], network: Network) -> dict[str, int]:
     return counts
 
 
-def _in_fresh_process(name: str, weights: str) -> int | None:
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(_peak, name, weights).result()
-
-
-def _peak(name: str, weights: str) -> int | None:
-    network = NETWORKS[name]
-    measure(find_layers(nn.Linear(300, 300)).layers)  # what torch and MKL load once
-    layers = find_layers(build(network, weights)).layers
-    return peak_extra_memory(functools.partial(measure, layers, windows=network.windows))
-
-
 # --- the table -----------------------------------------------------------------------------------
 
 
@@ -188,7 +167,7 @@ def _print(
     )
     table.add_column("network")
     for title in ("loop ms", "ours ms", "ratio (range)", "of minima", "target", "alpha error",
-                  "analyze ms", "peak MiB"):  # fmt: skip
+                  "analyze ms", "peak MiB", "host waits"):  # fmt: skip
         table.add_column(title, justify="right", no_wrap=True)
     for row in rows:
         label = row["network"] + (", trained-like" if row["weights"] != "random" else "")
@@ -198,7 +177,7 @@ def _print(
         low, high = row["ratio_range"]
         reached = row.get("reached")
         color = "default" if reached is None else "green" if reached else "red"
-        peak = row.get("peak_extra_bytes")
+        peak = row.get("peak_extra_bytes")  # these two on CUDA alone
         table.add_row(
             label,
             *(f"{1000 * statistics.median(row['times'][k]):.1f}" for k in ("loop", "measure")),
@@ -208,6 +187,7 @@ def _print(
             f"{row['alpha_error']:.1e}",
             f"{1000 * statistics.median(row['times']['analyze']):.1f}",
             "" if peak is None else f"{peak / 2**20:.0f} of {row['budget_bytes'] / 2**20:.0f}",
+            str(row.get("synchronizations", "")),
         )
     console.print(table)
 

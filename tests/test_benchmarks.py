@@ -356,7 +356,7 @@ def figures(tmp_path_factory: pytest.TempPathFactory) -> Path:
         return ["--json", str(folder / f"{name}_cpu.json")]
 
     quick = ["--repeats", "1"]
-    assert measure.main([*at("measure"), *quick, "--networks", "fno", "--no-memory"]) == 0
+    assert measure.main([*at("measure"), *quick, "--networks", "fno"]) == 0
     assert training.main([*at("training"), *quick, "--tiny"]) == 0
     assert memory.main([*at("memory"), "--tiny"]) == 0
     picture = ["--picture", str(folder / "growth.png")]
