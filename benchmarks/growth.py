@@ -24,7 +24,7 @@ from torch import nn
 
 from benchmarks import agreement
 from benchmarks.clocks import compare
-from benchmarks.command import Record, console, no_cuda, parser, progress, threads_kept
+from benchmarks.command import Record, console, no_cuda, parser, progress, read, threads_kept
 from tempbalance import Farms
 from tempbalance.farms import Windows
 from tempbalance.layers import find_layers
@@ -76,13 +76,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     made = parser("growth", __doc__)
     made.add_argument("--series", nargs="+", choices=[s.name for s in SERIES])
     made.add_argument("--largest", type=int, help="leave out sizes above")
-    made.add_argument("--repeats", type=int, help="default: 3; 7 when full")
+    made.add_argument("--repeats", type=int, help="default: 5; 9 when full")
     made.add_argument("--picture", default=str(PICTURE), help="where to draw; empty for nowhere")
     options = made.parse_args(argv)
     if reason := no_cuda(options.device):
         print(reason)
         return 1
-    options.repeats = options.repeats or (7 if options.full else 3)
+    options.repeats = options.repeats or (9 if options.full else 5)
     chosen = [s for s in SERIES if options.series is None or s.name in options.series]
     chosen = [s for s in chosen if _sizes(s, options)]
     out, record = console(), Record("growth", options.device)
@@ -91,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     file = record.save(rows, {"repeats": options.repeats}, options.json)
     _print(out, rows)
     if options.picture:
-        draw(rows, Path(options.picture), _where(record.machine))
+        draw(_by_device(file), Path(options.picture))
     out.print(f"written to {file}", highlight=False)
     return int(any(row["too_fast"] for row in rows))
 
@@ -142,8 +142,15 @@ def exponent(x: Sequence[float], y: Sequence[float]) -> float:
     return statistics.linear_regression(log_x, log_y).slope
 
 
-def _where(machine: dict[str, Any]) -> str:
-    return machine.get("gpu") or f"{machine['cpu']}, {machine['threads']} threads"
+def _by_device(file: Path) -> dict[str, Sequence[dict[str, Any]]]:
+    """Rows by the name of the device, from this file and its sister of the other device."""
+    found = {}
+    for device in ("cpu", "cuda"):
+        content = read("growth", device, file.parent)
+        if content is not None:
+            machine = content["machine"]
+            found[machine.get("gpu") or f"CPU, {machine['threads']} threads"] = content["rows"]
+    return found
 
 
 def _print(out: Any, rows: Sequence[dict[str, Any]]) -> None:
@@ -165,34 +172,40 @@ def _print(out: Any, rows: Sequence[dict[str, Any]]) -> None:
     out.print(table)
 
 
-def draw(rows: Sequence[dict[str, Any]], path: Path, where: str) -> None:
-    """Three panels on logarithmic axes, with the slope of the operations dashed."""
+def draw(by_device: dict[str, Sequence[dict[str, Any]]], path: Path) -> None:
+    """A panel a series on logarithmic axes, with the slope of the operations dashed."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    panels = [row for row in rows if row["series"] != "rates" and len(row["points"]) > 1]
+    labels = {"width": "width n", "depth": "layers", "windows": "windows of 64 x 64"}
+    found = {row["series"] for rows in by_device.values() for row in rows}
+    panels = [s for s in SERIES if s.name in labels and s.name in found]
     if not panels:
         return
-    labels = {"width": "width n", "depth": "layers", "windows": "windows of 64 x 64"}
-    figure, axes = plt.subplots(1, len(panels), figsize=(3.6 * len(panels), 3.2), squeeze=False)
-    for axis, row in zip(axes[0], panels, strict=True):
-        key = "windows" if row["series"] == "windows" else "size"
-        x = [p[key] for p in row["points"]]
-        y = [1000 * p["seconds"] for p in row["points"]]
-        axis.loglog(x, y, "o-", color="#1f5f8b", label=f"measured, power {row['exponent']:.2f}")
-        power = row["exponent_of_operations"]
-        line = [y[-1] * (v / x[-1]) ** power for v in x]
-        axis.loglog(x, line, "--", color="#999999", label=f"operations, power {power:g}")
-        axis.set_xticks(x, [f"{v}" for v in x], rotation=45 if len(x) > 5 else 0)
+    figure, axes = plt.subplots(1, len(panels), figsize=(3.6 * len(panels), 3.4), squeeze=False)
+    for axis, series in zip(axes[0], panels, strict=True):
+        ticks: set[int] = set()
+        for color, (where, rows) in zip(("#1f5f8b", "#c1571a"), by_device.items(), strict=False):
+            for row in (r for r in rows if r["series"] == series.name):
+                x = [p["windows" if series.name == "windows" else "size"] for p in row["points"]]
+                y = [1000 * p["seconds"] for p in row["points"]]
+                label = f"{where}: power {row['exponent']:.2f}"
+                axis.loglog(x, y, "o-", color=color, label=label)
+                line = [y[-1] * (v / x[-1]) ** series.exponent for v in x]
+                axis.loglog(x, line, "--", color=color, alpha=0.4)
+                ticks |= set(x)
+        axis.set_xticks(sorted(ticks), [f"{v}" for v in sorted(ticks)], fontsize=8,
+                        rotation=45 if len(ticks) > 5 else 0)  # fmt: skip
         axis.minorticks_off()
-        axis.set_xlabel(labels[row["series"]])
-        axis.set_title(row["what"], fontsize=9)
+        axis.set_xlabel(labels[series.name])
+        axis.set_title(series.what, fontsize=9)
         axis.legend(fontsize=7, frameon=False)
         axis.grid(alpha=0.3)
     axes[0][0].set_ylabel("one measurement, ms")
-    figure.suptitle(where, fontsize=8, color="#555555")
+    slopes = ", ".join(f"{s.exponent:g}" for s in panels)
+    figure.suptitle(f"dashed: the growth of the operations (powers {slopes})", fontsize=8)
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)

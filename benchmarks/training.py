@@ -15,6 +15,7 @@ import inspect
 import itertools
 import statistics
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -73,17 +74,19 @@ class Replica:
             self.scheduler.step()
 
     def train(self, steps: int) -> None:
+        """So many steps, and whatever goes on beside them: no other block shall pay for it."""
         for _ in range(steps):
             self.step()
+        for thread in threading.enumerate():
+            if thread.name.startswith("tempbalance-background"):
+                thread.join(60)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark; 1 with ``--check`` if measuring each epoch or 100 steps is above 1%."""
     made = parser("training", __doc__)
     made.add_argument("--cases", nargs="+", choices=[c.name for c in CPU])
-    made.add_argument(
-        "--repeats", type=int, help="pairs of blocks; default: 2, 3 on CUDA; 7 when full"
-    )
+    made.add_argument("--repeats", type=int, help="pairs; default: 2, 3 on CUDA; 7 when full")
     made.add_argument("--block-seconds", type=float, help="longer blocks are not trained")
     made.add_argument("--tiny", action="store_true", help="two small layers, to try this command")
     made.add_argument("--check", action="store_true", help="fail above 1%")
@@ -124,7 +127,7 @@ def bench(case: Case, options: argparse.Namespace, step: Callable[[str], None]) 
     times = compare({"step": uniform.step, "update": balancer.update}, max(5, options.repeats),
                     device, wall_seconds)  # fmt: skip
     one, update = (statistics.median(times[k]) for k in ("step", "update"))
-    intervals = {"epoch": case.epoch, "100": 100, "1": 1}
+    steps_of = {name: interval({"epoch": case.epoch}, name) for name in VARIANTS}
     row: dict[str, Any] = {
         "case": case.name,
         "note": case.note,
@@ -134,14 +137,14 @@ def bench(case: Case, options: argparse.Namespace, step: Callable[[str], None]) 
         "times": times,
         "step_quartiles": quartiles(times["step"]),
         "update_quartiles": quartiles(times["update"]),
-        "by_division": {name: update / (k * one) for name, k in intervals.items()},
+        "by_division": {name: update / (k * one) for name, k in steps_of.items()},
         "trained": [],
     }
     del plain, balancer
     for name, variants in VARIANTS.items():
         for variant, extra in variants.items():
             step(f"{case.name}, measured each {name} {variant}".strip())
-            every = intervals[name]
+            every = steps_of[name]
             steps = every if every > 1 else _SETTLE if "max_overhead" in extra else _SHORT
             expected = steps * (one + update / every)
             result = {"every": name, "variant": variant, "steps": steps}
@@ -163,9 +166,9 @@ def _accepted() -> set[str]:
 def _train(
     case: Case, uniform: Replica, options: dict[str, Any], steps: int, run: argparse.Namespace
 ) -> dict[str, Any]:
-    """Blocks with and without balancing in turn, a measurement at the end of each block."""
+    """Blocks with and without balancing in turn, a measurement in the middle of each block."""
     device = torch.device(run.device)
-    balanced = Replica(case, device, options)
+    balanced = Replica(case, device, {**options, "start": options["every"] // 2})
     assert balanced.scheduler is not None
     balanced.train(min(steps, 2))
     if "max_overhead" in options:
@@ -212,6 +215,11 @@ def _print(out: Any, rows: Sequence[dict[str, Any]]) -> None:
     out.print(table)
 
 
+def interval(row: dict[str, Any], every: str) -> int:
+    """Steps between measurements, as asked for."""
+    return row["epoch"] if every == "epoch" else int(every)
+
+
 def cells(row: dict[str, Any], result: dict[str, Any]) -> list[str]:
     """Interval, options, share by division and really, samples a second without and with."""
     each = {"epoch": f"epoch ({row['epoch']} steps)", "100": "100 steps", "1": "step"}
@@ -219,6 +227,8 @@ def cells(row: dict[str, Any], result: dict[str, Any]) -> list[str]:
     start = [each[result["every"]], result["variant"], division]
     if "not_run" in result:
         return [*start, f"not run: {result['not_run']}", ""]
+    if result["measurements"] * interval(row, result["every"]) < result["of_steps"]:
+        start[1] += f": {result['measurements']} in {result['of_steps']} steps"
     low, high = (100 * v for v in result["share_range"])
     fast = result["samples_per_second"]
     return [
