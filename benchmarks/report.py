@@ -118,9 +118,11 @@ def _measure(files: Files) -> list[str]:
 def _ratio(row: dict[str, Any]) -> tuple[str, str, str]:
     if "times" not in row:
         return "", "", str(row.get("note", "not run")).partition("(")[0]
+    times = row["times"]
+    if "loop" not in times:
+        return "", _ms(times["measure"]), ""
     low, high = row["ratio_range"]
     several = f" ({low:.1f} to {high:.1f})" if low != high else ""
-    times = row["times"]
     return _ms(times["loop"]), _ms(times["measure"]), f"{row['ratio']:.2f}{several}"
 
 
