@@ -30,6 +30,8 @@ from tempbalance.layers import Layer, find_layers
 from tempbalance.measure import measure
 
 WEIGHTS = ("random", "trained-like")
+# A quick run on a CPU has trained-like weights for one network of each kind.
+_QUICK_TRAINED = ("resnet18", "gpt2", "fno")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,11 +48,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                   environment)  # fmt: skip
     out, record = console(), Record("measure", options.device)
     rows: list[dict[str, Any]] = []
-    with progress(len(options.networks) * len(options.weights)) as step:
-        for name in options.networks:
-            for weights in options.weights:
-                step(f"{name}, {weights} weights")
-                rows.append(bench(NETWORKS[name], weights, options))
+    with progress(len(options.cases)) as step:
+        for name, weights in options.cases:
+            step(f"{name}, {weights} weights")
+            rows.append(bench(NETWORKS[name], weights, options))
     settings = {"repeats": options.repeats, "loop_repeats": options.loop_repeats}
     file = record.save(rows, settings, options.json)
     _print(out, record.machine, rows, options.repeats)
@@ -63,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     made = parser("measure", __doc__)
     made.add_argument("--networks", nargs="+", choices=NETWORKS)
-    made.add_argument("--weights", nargs="+", choices=WEIGHTS, default=list(WEIGHTS))
+    made.add_argument("--weights", nargs="+", choices=WEIGHTS)
     made.add_argument("--repeats", type=int, help="default: 3; 11 when full")
     made.add_argument("--loop-repeats", type=int, help="on CUDA, where the loop takes seconds")
     made.add_argument("--threads", type=int, help="default: as the process finds them")
@@ -71,7 +72,14 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     options = made.parse_args(argv)
     # Two blocks of GPT-2 small are enough for a ratio; a GPU is asked about the whole of it.
     leave_out = {"gpt2"} if options.full or options.device == "cuda" else {"gpt2_full"}
-    options.networks = options.networks or [name for name in NETWORKS if name not in leave_out]
+    every = options.full or options.device == "cuda" or bool(options.networks or options.weights)
+    networks = options.networks or [name for name in NETWORKS if name not in leave_out]
+    options.cases = [
+        (name, weights)
+        for name in networks
+        for weights in options.weights or WEIGHTS
+        if every or weights == "random" or name in _QUICK_TRAINED
+    ]
     options.repeats = options.repeats or (11 if options.full else 3)
     few = 3 if options.full else 1
     options.loop_repeats = options.loop_repeats or (few if options.device == "cuda" else None)

@@ -67,7 +67,9 @@ def _machines(name: str, files: Files) -> list[str]:
             continue
         m = content["machine"]
         where = m.get("gpu") or m["cpu"]
-        threads = f"{m['threads']} before, {m.get('threads_after', m['threads'])} after"
+        threads = str(m["threads"])
+        if "threads_after" in m:
+            threads += f" before, {m['threads_after']} after"
         busy = f"{m['load_average']} to {m['load_average_after']}"
         commit = str(m["commit"] or "unknown")
         commit = commit[:10] + ("+" if commit.endswith("+") else "")

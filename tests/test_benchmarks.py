@@ -341,6 +341,18 @@ def test_smaller_windows_cost_less_on_a_large_model() -> None:
 # --- each command on something small --------------------------------------------------------------
 
 
+def test_what_a_quick_a_full_and_a_cuda_run_measure() -> None:
+    quick, full, cuda = (
+        measure._parse(some).cases for some in ([], ["--full"], ["--device", "cuda"])
+    )
+    assert ("vgg16", "random") in quick and ("vgg16", "trained-like") not in quick
+    assert ("gpt2", "trained-like") in quick and ("gpt2_full", "random") not in quick
+    for some in (full, cuda):
+        assert {("vgg16", "trained-like"), ("gpt2_full", "trained-like")} <= set(some)
+    asked = measure._parse(["--networks", "vgg16"]).cases
+    assert asked == [("vgg16", "random"), ("vgg16", "trained-like")]
+
+
 def test_exponent_by_hand() -> None:
     x = [1.0, 2.0, 4.0, 8.0]
     assert growth.exponent(x, [3 * v**2.5 for v in x]) == pytest.approx(2.5)
