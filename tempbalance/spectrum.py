@@ -28,6 +28,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from tempbalance.eigensolver import eigvalsh, preferred
 from tempbalance.farms import Grid
 
 T = TypeVar("T")
@@ -149,6 +150,8 @@ def _eigenvalues(windows: Tensor) -> Tensor:
     """(B, h, w) -> (B, min(h, w)) eigenvalues of the Gram matrix of the shorter side, ascending."""
     height, width = windows.shape[-2:]
     a = windows if height >= width else windows.mH  # (B, n, k), n >= k
+    if preferred(a.shape[-1], a.device.type):
+        return eigvalsh(_upper_gram(a), overwrite=True)
     if windows.is_cuda and windows.is_complex():
         # Batched complex64 eigensolvers on CUDA have an open defect (pytorch#192483).
         a = a.to(torch.complex128)

@@ -18,7 +18,11 @@ ALLOWED: dict[str, set[str]] = {
     "powerlaw": set(),
     "assign": set(),
     "layers": {"readers"},
-    "spectrum": {"farms"},
+    "tridiagonal": set(),
+    "cuda_graphs": set(),
+    "eigensolver": {"tridiagonal", "cuda_graphs", "eigensolver_triton"},
+    "eigensolver_triton": set(),
+    "spectrum": {"farms", "eigensolver"},
     "measure": {"layers", "farms", "spectrum", "powerlaw"},
     "report": {"measure", "layers", "farms", "powerlaw", "plots"},
     "groups": {"layers", "readers"},
@@ -27,6 +31,8 @@ ALLOWED: dict[str, set[str]] = {
 # Lower ones never import higher ones; what stands on one line may import each other.
 RANKS = [
     {"readers", "farms", "powerlaw", "assign", "schedules", "rates"},
+    {"tridiagonal", "cuda_graphs", "eigensolver_triton"},
+    {"eigensolver"},
     {"layers", "spectrum"},
     {"measure", "groups"},
     {"report", "plots", "tables", "balance", "checkpoints", "history"},
@@ -36,7 +42,8 @@ RANKS = [
 OPTIONAL = [
     *("lightning", "pytorch_lightning", "hydra", "omegaconf", "pandas", "matplotlib", "peft"),
     *("transformers", "scipy", "rich", "torchvision", "safetensors", "wandb", "neuralop"),
-    *("sklearn", "tempbalance.cli", "tempbalance.integrations"),
+    *("sklearn", "triton", "tempbalance.cli", "tempbalance.integrations"),
+    "tempbalance.eigensolver_triton",
 ]
 
 
