@@ -107,7 +107,10 @@ def bytes_of(task: Task, dtype: torch.dtype) -> int:
     real = torch.finfo(dtype).bits // 8
     size = real * (2 if task.slices.is_complex() else 1)
     k, n = task.grid.eigenvalues, max(task.grid.height, task.grid.width)
-    copies = (source + 2 * max(source, size)) * min(n * k, LARGE)
+    if is_large(task):  # read as a view, a part at a time
+        copies = (size + (source if is_double(task.slices) else 0)) * LARGE
+    else:
+        copies = (source + 2 * max(source, size)) * n * k
     solver = size * k * k
     if task.slices.device.type != "cpu":
         solver = max(solver, workspace_bytes(k, dtype.to_complex() if size > real else dtype))

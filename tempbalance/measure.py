@@ -49,8 +49,9 @@ __all__ = [
     "measure",
 ]
 
-# Extra memory of a measurement, in bytes, unless a single window needs more.
-DEFAULT_BUDGET = 512 * 2**20
+# Extra memory of a measurement, in bytes, unless a single window needs more. A window of 8192 x
+# 8192, the largest of a layer of 8192 x 28672, needs 544 MiB.
+DEFAULT_BUDGET = 2**30
 
 _Values = npt.NDArray[np.float64]
 

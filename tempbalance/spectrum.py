@@ -70,7 +70,9 @@ def unit_scales(tensors: Sequence[Tensor]) -> list[Tensor]:
         if not places:
             continue
         ends = [_extremes(tensors[i]) for i in places]
-        largest = torch.stack([torch.maximum(-low, high).double() for low, high in ends])
+        # Stacking promotes: bf16 beside float32 becomes float32, and each keeps its value.
+        low, high = (torch.stack(some).double() for some in zip(*ends, strict=True))
+        largest = torch.maximum(-low, high)  # a NaN stays one
         scale = torch.exp2(-torch.floor(torch.log2(largest)).clamp(-limit, limit))
         scale = torch.where(largest == 0, torch.ones_like(scale), scale)
         scale = torch.where(torch.isfinite(largest), scale, torch.zeros_like(scale))

@@ -30,8 +30,14 @@ ALLOWED: dict[str, set[str]] = {
     "records": {"layers", "statistics"},
     "sharing": {"layers", "farms"},
     "measure": {
-        "layers", "farms", "spectrum", "powerlaw", "statistics", "records", "sharing",
-    },  # fmt: skip
+        "layers",
+        "farms",
+        "spectrum",
+        "powerlaw",
+        "statistics",
+        "records",
+        "sharing",
+    },
     "report": {"measure", "layers", "farms", "powerlaw", "plots"},
     "groups": {"layers", "readers"},
     "balance": {"measure", "assign", "layers", "farms", "powerlaw"},
