@@ -331,7 +331,8 @@ class Balancer:
                 "no layer to balance: of the layers that can be measured none is left by the "
                 f"options (min_eigs={self.min_eigs}, skip_first={self.skip_first}, "
                 f"skip_last={self.skip_last}, exclude={list(self.exclude)}) or has "
-                f"parameters in the optimizer. Measurable layers and their numbers of eigenvalues: {small}"
+                "parameters in the optimizer. Measurable layers and their numbers of "
+                f"eigenvalues: {small}"
             )
         reasons = "; ".join(f"{s.name}: {s.reason}" for s in self.found.skipped[:5])
         return f"no layer to balance: the model has no weight matrix ({reasons or 'no parameter'})"
