@@ -47,6 +47,7 @@ class Cell:
     """One task at one share of its data.
 
     ``rates``: the grid for uniform; ``seeds``: final seeds of each variant that is run;
+    ``mode``: "max" where larger is better; ``gpu``: not to be run without one;
     ``extra``: variants of this cell alone, at uniform's rate, without tuning.
     """
 
@@ -57,6 +58,7 @@ class Cell:
     seeds: Mapping[str, int]
     tuning_seeds: int = 4
     mode: str = "min"
+    gpu: bool = False
     extra: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
@@ -81,6 +83,26 @@ def _darcy(model: str, share: float, epochs: int, sigmoid: float, *more: str) ->
         f"trainer.check_val_every_n_epoch={epochs // 10}",
         f"tuned.sigmoid.s={sigmoid}",
         *more,
+    )
+
+
+def _cifar(name: str, rates: tuple[float, ...]) -> Cell:
+    return Cell(
+        f"cifar100_{name}",
+        f"CIFAR-100, {name.replace('resnet', 'ResNet-').replace('vgg', 'VGG-')}, 30 epochs",
+        (
+            f"experiment=cifar100_{name}",
+            "data=cifar100_folder",
+            "trainer=gpu",
+            "trainer.max_epochs=30",
+            "trainer.check_val_every_n_epoch=3",
+            "data.val_fraction=0.1",
+        ),
+        rates,
+        _seeds(methods=5, first_controls=5),
+        tuning_seeds=1,
+        mode="max",
+        gpu=True,
     )
 
 
@@ -212,6 +234,8 @@ _CELLS = (
         _seeds(methods=4, first_controls=4, pertype=0),
         tuning_seeds=2,
     ),
+    _cifar("resnet18", (0.025, 0.05, 0.1, 0.2, 0.4)),
+    _cifar("vgg16", (0.0125, 0.025, 0.05, 0.1, 0.2)),
 )
 
 CELLS: dict[str, Cell] = {cell.name: cell for cell in _CELLS}
