@@ -195,8 +195,8 @@ def paragraph(content: dict[str, Any]) -> str:
         f"{first['shape'][1]} to {last['shape'][0]}x{last['shape'][1]} the plain alpha goes from "
         f"{first['plain'][0]:.2f} to {last['plain'][0]:.2f} (Marchenko-Pastur: "
         f"{first['marchenko_pastur']:.2f} to {last['marchenko_pastur']:.2f}), that of 16x16 "
-        f"windows from {first['farms'][0]:.2f} to {last['farms'][0]:.2f}. No weight has learned anything "
-        "here, yet a plain ranking would give the tall ones three times the rate.",
+        f"windows from {first['farms'][0]:.2f} to {last['farms'][0]:.2f}. No weight has learned "
+        "anything here, yet a plain ranking would give the tall ones three times the rate.",
     ]
     for name, found in content["networks"].items():
         r = rankings(found["after"])
