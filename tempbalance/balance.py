@@ -6,6 +6,7 @@ it: call :meth:`Balancer.step` once for each tick of the clock, and read ``multi
 
 from __future__ import annotations
 
+import fnmatch
 import logging
 import re
 import time
@@ -52,6 +53,8 @@ class Balancer:
         skip_first, skip_last: leave out the first or last layer, in definition order among those
             that can be balanced.
         min_eigs: layers with fewer eigenvalues are not balanced and do not vote.
+        exclude: patterns of layers to leave alone, by name or type (``("lm_head", "SpectralConv",
+            "encoder.*")``): not measured, no vote, base rate.
         unit: what shares one rate: ``"layer"``, ``"block"`` (a numbered module, such as
             ``layer1.0`` or ``h.3``), ``"type"`` (the module's class), or a function from a layer's
             name to that of its unit. A unit votes with the mean alpha of its layers. Without
@@ -86,6 +89,7 @@ class Balancer:
         skip_first: bool = False,
         skip_last: bool = False,
         min_eigs: int = 10,
+        exclude: Iterable[str] = (),
         unit: Unit = "layer",
         normalize: bool = False,
         ramp: int = 0,
@@ -95,11 +99,14 @@ class Balancer:
         process_group: dist.ProcessGroup | None = None,
     ) -> None:
         _check_options(every, start, stop, ramp, min_eigs, unit)
+        if isinstance(exclude, str):
+            raise ValueError(f"exclude takes a list of patterns: exclude=[{exclude!r}]")
         self.windows, self.fit = windows, fit
         self.assign = assign if clip is None else Clipped(assign, clip)
         self.every, self.start, self.stop, self.ramp = every, start, stop, ramp
         self.skip_first, self.skip_last = skip_first, skip_last
         self.min_eigs, self.unit, self.normalize = min_eigs, unit, normalize
+        self.exclude = tuple(exclude)
         self.fused, self.budget = fused, budget
         self.process_group = process_group
         self.records: dict[str, LayerRecord] = {}
@@ -129,12 +136,20 @@ class Balancer:
             layer
             for layer in self.found.layers
             if layer.eigenvalues >= self.min_eigs
+            and not self._excluded(layer)
             and (among is None or any(id(p) in among for p in layer.tensors()))
         ]
         first = 1 if self.skip_first else 0
         self.layers = tuple(able[first : len(able) - 1 if self.skip_last else len(able)])
         group = self.process_group or _default_group(self._model, self.found)
         self._group = group if group is not None and dist.get_world_size(group) > 1 else None
+
+    def _excluded(self, layer: Layer) -> bool:
+        return any(
+            fnmatch.fnmatchcase(text, pattern)
+            for pattern in self.exclude
+            for text in (layer.name, layer.kind)
+        )
 
     @property
     def tick(self) -> int:
@@ -315,8 +330,9 @@ class Balancer:
             return (
                 "no layer to balance: of the layers that can be measured none is left by the "
                 f"options (min_eigs={self.min_eigs}, skip_first={self.skip_first}, "
-                f"skip_last={self.skip_last}) or has parameters in the optimizer. Measurable "
-                f"layers and their numbers of eigenvalues: {small}"
+                f"skip_last={self.skip_last}, exclude={list(self.exclude)}) or has "
+                "parameters in the optimizer. Measurable layers and their numbers of "
+                f"eigenvalues: {small}"
             )
         reasons = "; ".join(f"{s.name}: {s.reason}" for s in self.found.skipped[:5])
         return f"no layer to balance: the model has no weight matrix ({reasons or 'no parameter'})"
@@ -413,8 +429,8 @@ class Balancer:
             raise ValueError(
                 "the checkpoint balances other layers than this model. "
                 + "; ".join(differences)
-                + ". Build the same model, with the same skip_first, skip_last, min_eigs and "
-                "fused, and put the same parameters into the optimizer."
+                + ". Build the same model, with the same skip_first, skip_last, min_eigs, "
+                "exclude and fused, and put the same parameters into the optimizer."
             )
 
 
