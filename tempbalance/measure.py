@@ -164,6 +164,49 @@ def measure(
     ]
 
 
+class Measurement:
+    """Stand-in until the engine's own is merged."""
+
+    def __init__(
+        self,
+        layers: Sequence[Layer],
+        *,
+        windows: Windows = Farms(),
+        fit: Fit = Hill(),
+        min_eigs: int = 10,
+        budget: int = DEFAULT_BUDGET,
+        keep_spectra: bool = False,
+        group: dist.ProcessGroup | None = None,
+        progress: Callable[[float], None] | None = None,
+        snapshot: bool = False,
+    ) -> None:
+        from dataclasses import replace
+
+        self.layers, self.min_eigs, self.group = list(layers), min_eigs, group
+        owners = _share(layers, windows, group)
+        rank = dist.get_rank(group) if group is not None else 0
+        self.mine = [owner == rank for owner in owners]
+        self.engine = _Engine(windows, fit, budget, keep_spectra, progress)
+        if snapshot:
+            for i, layer in enumerate(layers):
+                if self.mine[i] or layer.copies:
+                    w = layer.read()
+                    w = w.clone() if self.mine[i] else w
+                    self.layers[i] = replace(layer, _read=lambda w=w: w, copies=False)
+
+    def compute(self) -> None:
+        with torch.no_grad(), full_precision(_device_type(self.layers)):
+            self.stats, self.values = self.engine.run(self.layers, self.mine)
+
+    def finish(self) -> list[LayerRecord]:
+        if self.group is not None:
+            self.stats = _exchange(self.stats, _device_type(self.layers), self.group)
+        return [
+            _record(layer, row, kept, self.min_eigs)
+            for layer, row, kept in zip(self.layers, self.stats, self.values, strict=True)
+        ]
+
+
 # Columns of the table that is read back, a row a layer.
 _ALPHA, _D, _XMIN, _TAIL, _COUNT, _TOTAL, _TOP, _SUM, _DOUBT, _FAILED, _SCALE = range(11)
 _COLUMNS = 11
