@@ -114,9 +114,11 @@ class Interval:
             needed = int(largest(torch.tensor([needed]), group)[0])
         if self.ticks < needed or needed <= self.ticks // 2:  # not for a little less
             share = cost / (cost + self.ticks * tick)
-            first = group is None or dist.get_rank(group) == 0
+            level = logging.WARNING if needed > self.ticks else logging.INFO
+            if group is not None and dist.get_rank(group):
+                level = logging.DEBUG  # the first rank says it
             logger.log(
-                logging.WARNING if first else logging.DEBUG,
+                level,
                 "TempBalance: measuring takes %.3g s, %.2g%% of the time at one measurement every "
                 "%d ticks of %.3g s; max_overhead is %.3g%%. It now measures every %d ticks.",
                 *(cost, 100 * share, self.ticks, tick, 100 * self.limit, needed),

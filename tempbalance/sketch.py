@@ -7,9 +7,9 @@ keeps lengths: E |S(X)|^2 = |X|^2 for every X, and the variance of |S(X)|^2 / |X
 one. A change of rank r has about 1 / sqrt(r) of it, down to 1% of the length at full rank. Unlike
 a sample of the entries, no change is overlooked for being in few of them.
 
-The relative change, up to scale, of W against W0 is |W - s W0| / |W0| at the s that makes it least;
-it is read off the sketches, which are of the same two-dimensional space. The scale is left out
-because alpha does not depend on it: weight decay alone is no change.
+The relative change, up to scale, of W against W0 is |W - s W0| / |W| at the s that makes it least
+(the sine of the angle between them), read off the two sketches. Scale is left out because alpha
+does not depend on it: weight decay alone is no change.
 """
 
 from __future__ import annotations
@@ -52,9 +52,8 @@ def changes(now: Sequence[Tensor], before: Sequence[Tensor]) -> Tensor:
     """
     a = torch.stack(list(now)).flatten(1).double()
     b = torch.stack(list(before)).flatten(1).double()
-    square = b.square().sum(-1)
-    scale = (a * b).sum(-1) / square
-    return ((a - scale.unsqueeze(-1) * b).square().sum(-1) / square).sqrt()
+    scale = (a * b).sum(-1) / b.square().sum(-1)
+    return (a - scale.unsqueeze(-1) * b).norm(dim=-1) / a.norm(dim=-1)
 
 
 def encode(sketch: Tensor) -> str:
