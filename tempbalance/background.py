@@ -9,6 +9,7 @@ import concurrent.futures.thread as _threads
 import contextlib
 import os
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, Generic, TypeVar
@@ -50,14 +51,16 @@ class Job(Generic[T]):
         streams = _side_streams(devices)
         earlier = [] if after is None or after._process != self._process else [after._future]
 
-        def run() -> T:
+        def run() -> tuple[T, float]:
             wait(earlier)
             earlier.clear()
+            started = time.perf_counter()
             with _on(streams):
-                return work(progress)
+                result = work(progress)
+            return result, time.perf_counter() - started
 
         pool = ThreadPoolExecutor(1, "tempbalance-background")
-        self._future: Future[T] = pool.submit(run)
+        self._future: Future[tuple[T, float]] = pool.submit(run)
         pool.shutdown(wait=False)  # the thread ends after this job
 
     def result(self) -> T:
@@ -69,7 +72,12 @@ class Job(Generic[T]):
         """
         if self._process != os.getpid() and not self._future.done():
             raise RuntimeError("this process was forked while a thread of the other one measured")
-        return self._future.result()
+        return self._future.result()[0]
+
+    @property
+    def seconds(self) -> float:
+        """How long it took; waits for it."""
+        return self._future.result()[1]
 
     def drop(self) -> None:
         """Nobody will ask for the result: end soon."""

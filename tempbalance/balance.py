@@ -369,7 +369,7 @@ class Balancer:
             multipliers(self.layers, active, self._alphas, self.assign, self.unit, self.normalize)
         )
         self._measurements += 1
-        self._interval.took_effect(self._group)
+        self._interval.took_effect(self._group, pending.seconds)
 
     def _trainable(self) -> list[Layer]:
         try:

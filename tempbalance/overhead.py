@@ -84,12 +84,15 @@ class Interval:
             self._left = clock()
             self._spent += self._left - self._entered
 
-    def took_effect(self, group: dist.ProcessGroup | None) -> None:
+    def took_effect(self, group: dist.ProcessGroup | None, beside: float = 0.0) -> None:
         """A measurement is complete: weigh its cost, and stretch or shorten the interval.
 
         The cost is the time that the training thread was held up (all of a measurement without
-        delay; with one the copy, the wait and the exchange), plus what the ticks beside a
-        measurement in the background took longer than the others. A collective with a group.
+        delay; with one the copy and the wait), plus what the ticks beside a measurement in the
+        background took longer than the others. A collective with a group.
+
+        Args:
+            beside: how long it ran in the background: so much it can have slowed training at most.
         """
         if self.limit is None:
             return
@@ -97,8 +100,8 @@ class Interval:
         # Where a measurement always runs there is no tick without one.
         ticks = self._idle or self._busy or [0.0]
         tick = max(statistics.median(ticks), 1e-9)
-        slowed = max(0.0, sum(self._busy) - tick * len(self._busy)) if self._idle else 0.0
-        cost = self._spent + now - self._entered + slowed
+        slowed = sum(self._busy) - tick * len(self._busy) if self._idle else 0.0
+        cost = self._spent + now - self._entered + min(max(0.0, slowed), beside)
         self._spent, self._entered, self._busy = 0.0, now, []
         if not self._warm:
             self._warm = True

@@ -26,6 +26,7 @@ class Pending:
     kept: list[str]
     sketches: dict[str, Tensor] = field(default_factory=dict)
     source: Job[Result] | Result | None = None
+    seconds: float = 0.0  # that it took in the background, once it is done
 
     @property
     def running(self) -> bool:
@@ -38,8 +39,10 @@ class Pending:
             raises: raise what went wrong, instead of logging it.
         """
         if isinstance(self.source, Job):
+            job = self.source
             try:
-                self.source = self.source.result()
+                self.source = job.result()
+                self.seconds = job.seconds
             except Exception as error:
                 if raises:
                     raise

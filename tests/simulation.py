@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -18,7 +19,7 @@ from tempbalance.measure import cost, measure
 def stack() -> nn.Sequential:
     torch.manual_seed(0)
     sizes = [12, 16, 20, 14, 12, 18]
-    return nn.Sequential(*(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False)))
+    return nn.Sequential(*(nn.Linear(a, b) for a, b in itertools.pairwise(sizes)))
 
 
 def move(model: nn.Module, tick: int) -> None:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 import tempbalance as tb
 from tempbalance import Balancer, TempBalanceLR, attempt, history, overhead
 from tempbalance.layers import find_layers
+from tempbalance.overhead import Interval
 from tempbalance.sketch import changes, decode, encode, sketches
 
 
@@ -400,18 +401,32 @@ def test_with_savings_the_mean_cost_counts(monkeypatch: pytest.MonkeyPatch) -> N
     assert balancer.interval == 2  # 0.2 / (0.2 + 2)
 
 
-def test_in_the_background_what_slows_training_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not the time of the measurement, but what ticks beside it took longer."""
+@pytest.mark.parametrize(("pause", "interval"), [(0.0, 12), (3600.0, 20)])
+def test_in_the_background_what_slows_training_counts(
+    pause: float, interval: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What ticks beside it took longer, though not longer than the measurement ran."""
+    clock = Clock(monkeypatch, cost=0.0)
+    meter = Interval(4, 0.1)
+    for tick in range(12):
+        busy = tick % 4 in (1, 2)  # of a measurement that begins at 0, 4, 8
+        clock.now += 1.6 if busy else 1.0
+        clock.now += pause if busy else 0.0
+        meter.enter(busy)
+        if tick % 4 == 2:
+            meter.took_effect(None, beside=2.0)
+        meter.leave()
+    # 1.2 / (1.2 + n) <= 0.1 from n = 10.8 on, and with 2.0 from 18 on.
+    assert meter.ticks == interval
+
+
+def test_only_the_copy_counts_where_nothing_is_slowed(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch, cost=0.0)
     balancer = Balancer(stack(), every=4, delay=2, max_overhead=0.1)
     balancer.begin()
-    for tick in range(1, 13):
-        clock.now += 1.6 if balancer.pending else 1.0
-        balancer.step()
-        if tick == 6:
-            assert balancer.interval == 12  # 1.2 / (1.2 + 12) <= 0.1 from 10.8 on
-    assert balancer.measured_at == [0, 4]
-    assert balancer.seconds == 0.0 and balancer.waited == 0.0
+    run(balancer, clock, 12)
+    assert balancer.measured_at == [0, 4, 8, 12] and balancer.seconds == 0.0
+    balancer.cancel()
 
 
 def test_without_a_limit_nothing_is_kept() -> None:
