@@ -147,6 +147,16 @@ def attempt_later(
     return together
 
 
+def precision_is_reduced() -> bool:
+    """Whether float32 products may run in TF32 or bf16.
+
+    Measuring switches that off, which torch can do for the whole process alone: beside a training
+    it would change the training, for as long as it happens to take.
+    """
+    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
+    return any(backend.fp32_precision in ("tf32", "bf16") for backend in backends)
+
+
 def _frozen(layer: Layer) -> Layer:
     """The layer with a copy of its weight as it is now."""
     weight = layer.read()

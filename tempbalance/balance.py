@@ -7,8 +7,6 @@ it: call :meth:`Balancer.step` once for each tick of the clock, and read ``multi
 from __future__ import annotations
 
 import contextlib
-import logging
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -18,31 +16,26 @@ from torch import nn
 
 from tempbalance import overhead
 from tempbalance.assign import Assignment, Clipped, LinearMap
-from tempbalance.attempt import Method, Result, attempt, attempt_later
+from tempbalance.attempt import Method, Result, attempt, attempt_later, precision_is_reduced
 from tempbalance.background import Job
-from tempbalance.checks import check_layers, check_options, check_version, nothing_to_balance, some
+from tempbalance.checks import check_layers, check_options, check_version, nothing_to_balance
 from tempbalance.farms import Farms, Windows
 from tempbalance.layers import Layer, Layers, find_layers
 from tempbalance.marks import theory_marks
 from tempbalance.measure import DEFAULT_BUDGET, LayerRecord
+from tempbalance.messages import BalanceWarning as BalanceWarning
+from tempbalance.messages import Messages
 from tempbalance.overhead import Interval
 from tempbalance.pending import Pending
 from tempbalance.powerlaw import Fit, Hill
+from tempbalance.ramp import Ramp
 from tempbalance.ranks import found_group, side_group
 from tempbalance.savings import Ages, Savings
 from tempbalance.units import Unit, multipliers
 
-logger = logging.getLogger("tempbalance")
-
 _VERSION = 1
-# As many layers that fail at once have a warning each.
-_WARNINGS = 5
 # Seconds of waiting for a measurement in the background that are worth a word.
 _LONG = 0.1
-
-
-class BalanceWarning(UserWarning):
-    """A layer could not be measured and keeps its base learning rate."""
 
 
 class Balancer:
@@ -134,17 +127,14 @@ class Balancer:
         self._tick = 0
         self._measurements = 0
         self._alphas: dict[str, float | None] = {}
-        self._target: dict[str, float] = {}
-        self._before: dict[str, float] = {}
-        self._ramp_from = 0
-        self._reported: set[str] = set()
+        self._ramp = Ramp(ramp)
+        self._messages = Messages()
         self._among: set[int] | None = None
         self._ages = Ages(self.savings)
         self._interval = Interval(every, max_overhead)
         self._job: Job[Result] | None = None  # the last one, be it dropped
         self._pending: Pending | None = None
         self._side: tuple[dist.ProcessGroup, dist.ProcessGroup] | None = None
-        self._told_of_wait = False
         self.found: Layers
         self.layers: tuple[Layer, ...]
         self.refresh(parameters)
@@ -208,15 +198,7 @@ class Balancer:
     @property
     def multipliers(self) -> dict[str, float]:
         """The multiplier of every balanced layer at this tick; all others have 1."""
-        if not self._target:
-            return {}
-        share = 1.0 if not self.ramp else min(1.0, (self._tick - self._ramp_from) / self.ramp)
-        if share >= 1.0:
-            return dict(self._target)
-        return {
-            name: (1 - share) * self._before.get(name, 1.0) + share * target
-            for name, target in self._target.items()
-        }
+        return self._ramp.at(self._tick)
 
     def theory_marks(self) -> tuple[list[str], list[str]]:
         """Over-trained and under-trained layers; see :func:`tempbalance.marks.theory_marks`."""
@@ -241,7 +223,7 @@ class Balancer:
             if self.stop is not None and self._tick >= self.stop:
                 self.cancel()
                 if self._tick == self.stop:
-                    self._aim(dict.fromkeys(self._target, 1.0))
+                    self._ramp.aim(dict.fromkeys(self._ramp.target, 1.0), self._tick)
                 return
             if self._pending is not None and self._tick >= self._pending.due:
                 self._collect(self._pending)
@@ -264,9 +246,9 @@ class Balancer:
         For weights of a run without balancing: its ticks count for ``start`` and ``stop``.
         """
         self.cancel()
-        self._tick = self._ramp_from = tick
-        self._measurements = 0
-        self._target, self._before, self._alphas, self.records = {}, {}, {}, {}
+        self._tick, self._measurements = tick, 0
+        self._alphas, self.records = {}, {}
+        self._ramp.forget(tick)
         self._ages.forget()
         self._interval.forget()
         if tick >= self.start and (self.stop is None or tick < self.stop):
@@ -326,11 +308,18 @@ class Balancer:
         if not delay:
             self._take(pending, attempt(choice.chosen, self._method, self._group))
             return
-        group = self._side_group()
-        work = attempt_later(choice.chosen, self._method, group)
+        self._pending = pending
+        if precision_is_reduced():
+            self._messages.once(
+                "TempBalance: float32 products run in TF32 or bf16, which measuring switches off "
+                "for the whole process: training waits for each measurement, delay=%d or not",
+                self.delay,
+            )
+            pending.source = attempt(choice.chosen, self._method, self._group)
+            return
+        work = attempt_later(choice.chosen, self._method, self._side_group())
         devices = {p.device for layer in choice.chosen for p in layer.tensors()}
         pending.source = self._job = Job(work, devices, after=self._job)
-        self._pending = pending
 
     def _collect(self, pending: Pending) -> None:
         """A measurement from the background takes effect."""
@@ -338,9 +327,8 @@ class Balancer:
         result = pending.result(raises=self._group is not None)
         waited = overhead.clock() - started
         self.waited += waited
-        if waited > _LONG and not self._told_of_wait:
-            self._told_of_wait = True
-            logger.warning(
+        if waited > _LONG:
+            self._messages.once(
                 "TempBalance: training waited %.2g s for the measurement of tick %d, which took "
                 "longer than the %d ticks of delay; a larger delay hides it",
                 *(waited, pending.tick, pending.due - pending.tick),
@@ -354,7 +342,7 @@ class Balancer:
     def _take(self, pending: Pending, result: Result) -> None:
         """A measurement takes effect."""
         self._pending = None
-        self._report(result)
+        self._messages.report(result)
         new = {record.name: record for record in result.records}
         kept = set(pending.kept)
         records = {name: r for name, r in self.records.items() if name in kept} | new
@@ -365,9 +353,10 @@ class Balancer:
         self._alphas = {name: alphas.get(name) for name in names}
         self._ages.took(pending.chosen, pending.kept, pending.sketches)
         active = self._trainable()
-        self._aim(
-            multipliers(self.layers, active, self._alphas, self.assign, self.unit, self.normalize)
+        target = multipliers(
+            self.layers, active, self._alphas, self.assign, self.unit, self.normalize
         )
+        self._ramp.aim(target, self._tick)
         self._measurements += 1
         self._interval.took_effect(self._group, pending.seconds)
 
@@ -377,12 +366,6 @@ class Balancer:
         except (KeyError, AttributeError):  # a weight was parametrized, pruned or removed
             self.refresh()
             return [layer for layer in self.layers if layer.trainable]
-
-    def _aim(self, target: dict[str, float]) -> None:
-        if target == self._target:
-            return  # a ramp under way goes on
-        self._before, self._target = self.multipliers, target
-        self._ramp_from = self._tick
 
     def _side_group(self) -> dist.ProcessGroup | None:
         """The group of the background's exchanges; every rank comes here at the same tick."""
@@ -397,25 +380,6 @@ class Balancer:
         for device in {p.device for layer in self.layers for p in layer.tensors()}:
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
-
-    def _report(self, result: Result) -> None:
-        unread = [name for name in result.failures if name not in self._reported]
-        for name in unread:
-            what = f"layer {name!r} could not be measured: {result.failures[name]}"
-            self._warn(f"{what}. It keeps its base learning rate.")
-        new = [r for r in result.records if not r.outcome.measured and r.name not in self._reported]
-        self._reported.update(unread, (r.name for r in new))
-        if len(new) > _WARNINGS:
-            self._warn(
-                f"{len(new)} layers cannot be measured and keep their base learning rate: "
-                f"{some([r.name for r in new])}. The first: {new[0].message}"
-            )
-            return
-        for record in new:
-            self._warn(f"{record.message}. It keeps its base learning rate.")
-
-    def _warn(self, text: str) -> None:
-        warnings.warn(text, BalanceWarning, stacklevel=6)
 
     # --- state -------------------------------------------------------------------------------
 
@@ -438,11 +402,9 @@ class Balancer:
             "tick": self._tick,
             "measurements": self._measurements,
             "alphas": dict(self._alphas),
-            "target": dict(self._target),
-            "before": dict(self._before),
-            "ramp_from": self._ramp_from,
-            "reported": sorted(self._reported),
+            "reported": sorted(self._messages.named),
             "pending": None if self._pending is None else self._pending.plain(in_a_group),
+            **self._ramp.state_dict(),
             **self._ages.state_dict(),
             **self._interval.state_dict(),
         }
@@ -459,12 +421,10 @@ class Balancer:
         self._tick = int(state["tick"])
         self._measurements = int(state["measurements"])
         self._alphas = dict(state["alphas"])
-        self._target = dict(state["target"])
-        self._before = dict(state["before"])
-        self._ramp_from = int(state["ramp_from"])
-        self._reported = set(state["reported"])
+        self._messages.named = set(state["reported"])
         pending = state.get("pending")
         self._pending = None if pending is None else Pending.from_plain(pending)
+        self._ramp.load_state_dict(state)
         self._ages.load_state_dict(state)
         self._interval.load_state_dict(state)
         self.records = {}

@@ -357,6 +357,32 @@ def test_a_lost_thread_is_made_good(caplog: pytest.LogCaptureFixture) -> None:
     assert balancer.alphas == {x.name: x.alpha for x in tb.analyze(model)}
 
 
+def test_in_reduced_precision_training_waits_and_stays_as_it_is(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The setting is the whole process's: a thread must not change it under the training."""
+    model = stack()
+    expected = list(simulate(stack(), 4, every=2, delay=2))
+    balancer = Balancer(model, every=2, delay=2)
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("high")
+        balancer.begin()
+        for tick in range(1, 5):
+            move(model, tick)
+            balancer.step()
+            assert not background()
+            assert torch.get_float32_matmul_precision() == "high"
+            assert (balancer.alphas, balancer.multipliers) == expected[tick][:2]
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert [r.message for r in caplog.records if "TF32" in r.message] == [
+        "TempBalance: float32 products run in TF32 or bf16, which measuring switches off for the "
+        "whole process: training waits for each measurement, delay=2 or not"
+    ]
+    assert balancer.pending == 6
+
+
 def run_python(code: str) -> subprocess.CompletedProcess[str]:
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     return subprocess.run(
