@@ -16,18 +16,22 @@ Accuracy is that of LAPACK in the same precision: a few units of rounding of the
 from __future__ import annotations
 
 import contextlib
+import functools
+import importlib
 import logging
 import os
 import re
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from tempbalance import tridiagonal
-from tempbalance.cuda_graphs import plans
+from tempbalance.cuda_graphs import plans, usable
 
 Form = Literal["auto", "triton", "graph", "torch"]
 
@@ -160,10 +164,87 @@ def _solver(matrices: Tensor, form: Form) -> _Solver:
 
 
 def _kernels(matrices: Tensor, form: Form) -> _Solver | None:
-    """The Triton form; None where it cannot run, which for "auto" is said once."""
+    """The Triton form; None where it cannot run."""
+    batch, n = matrices.shape[:2]
+    kernels = None
+    if usable(matrices) and not matrices.is_complex() and n <= LARGEST:
+        kernels = _module()
+    if kernels is not None:
+        shared = kernels.parts(batch, n, matrices.device) > 1
+        solver = _Solver(
+            kernels.rows, kernels.solve_shared if shared else kernels.solve_alone, shared
+        )
+        # Each of these is a kernel of its own.
+        key = (
+            matrices.device,
+            matrices.dtype,
+            kernels.tiles(n, matrices.dtype),
+            n % 16 == 0,
+            shared,
+        )
+        with _checking:
+            if key not in _verdicts:
+                _verdicts[key] = _passes(solver, n, matrices.dtype, matrices.device)
+            if _verdicts[key]:
+                return solver
     if form == "triton":
-        raise RuntimeError("form='triton' needs real matrices on a CUDA device")
+        raise RuntimeError("form='triton' needs Triton, and real matrices of at most "
+                           f"{LARGEST} x {LARGEST} on a CUDA device outside a graph capture "
+                           "(see the log)")  # fmt: skip
     return None
+
+
+_verdicts: dict[tuple[object, ...], bool] = {}
+_checking = threading.Lock()
+
+
+@functools.cache
+def _module() -> ModuleType | None:
+    """Triton's kernels; None, said once, where Triton is missing or does not load."""
+    try:
+        return importlib.import_module("tempbalance.eigensolver_triton")
+    except Exception as error:  # a broken installation must not stop a training run
+        _log.warning("eigenvalues are computed without Triton, which is slower: %s", error)
+        return None
+
+
+def _passes(solver: _Solver, n: int, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether a solver finds the known eigenvalues of two dense n x n matrices on the device.
+
+    This compiles its kernels and waits for the result, once for each of them.
+    """
+    matrices, truth = known(n)
+    mode = torch.cuda.get_sync_debug_mode() if device.type == "cuda" else 0
+    try:
+        if mode:
+            torch.cuda.set_sync_debug_mode(0)
+        work = torch.empty(2, solver.rows(n), n, dtype=dtype, device=device)
+        scaling = _load(matrices.to(device, dtype), "U", True, work)
+        found = _unscaled(solver.solve(work), *scaling).cpu().double()
+        error = float((found - truth).abs().max())  # of a norm of 1
+        passed = error <= 16 * (1 + n**0.5) * torch.finfo(dtype).eps
+        reason = f"{n} x {n} matrices are off by {error:.1e}"
+    except Exception as problem:  # a compiler that fails must not stop a training run
+        passed, reason = False, str(problem)
+    finally:
+        if mode:
+            torch.cuda.set_sync_debug_mode(mode)
+    if not passed:
+        _log.warning("eigenvalues are computed without Triton, which is slower: its kernels fail "
+                     "their check on %s in %s (%s)", device, dtype, reason)  # fmt: skip
+    return passed
+
+
+def known(n: int) -> tuple[Tensor, Tensor]:
+    """Two dense matrices (2, n, n) and their eigenvalues (2, n), in float64 on the CPU.
+
+    H diag(values) H with the reflector H of a vector without zeros.
+    """
+    values = torch.linspace(-1, 1, n, dtype=torch.float64, device="cpu")
+    values = torch.stack([values, torch.logspace(-4, 0, n, dtype=torch.float64, device="cpu")])
+    u = torch.cos(torch.arange(n, dtype=torch.float64, device="cpu"))
+    reflector = torch.eye(n, dtype=torch.float64, device="cpu") - 2 * torch.outer(u, u) / (u @ u)
+    return (reflector * values.unsqueeze(1)) @ reflector, values
 
 
 def _batched(matrices: Tensor, uplo: str, overwrite: bool, form: Form) -> Tensor:

@@ -26,7 +26,7 @@ from torch import Tensor
 PANEL = 32
 # A column of less than this share of the largest entry is zero: far below rounding, and far above
 # where the squares underflow (a reflector from such a norm would not be orthogonal).
-_NEGLIGIBLE = {torch.float32: 2.0**-50, torch.float64: 2.0**-150}
+NEGLIGIBLE = {torch.float32: 2.0**-50, torch.float64: 2.0**-150}
 # Shifts evaluated side by side: on a GPU as many as cost little more than the launch itself, on a
 # CPU, where every one costs, few.
 _LANES = {"cuda": 2**19}
@@ -112,7 +112,7 @@ def _reflector(work: Tensor, column: Tensor, norm: Tensor, k: int, upper: int) -
         head.add_(signed)
         half = signed * head
     # Where there is nothing to reflect, 1 / sqrt(inf) leaves v = 0.
-    limit = _NEGLIGIBLE[norm.dtype] ** 2
+    limit = NEGLIGIBLE[norm.dtype] ** 2
     inverse = F.threshold(half, limit, float("inf"), inplace=True).rsqrt_()
     row = upper + 2 * k
     v = work[:, row : row + 1, j + 1 :]
@@ -182,7 +182,7 @@ def iterations(dtype: torch.dtype) -> int:
 
 def least_coupling(dtype: torch.dtype) -> float:
     """What ``e2`` is lifted to: no pivot is then 0 / 0, and no eigenvalue moves by its rounding."""
-    return _NEGLIGIBLE[dtype] ** 2
+    return NEGLIGIBLE[dtype] ** 2
 
 
 def bounds(d: Tensor, e2: Tensor) -> tuple[Tensor, Tensor]:
@@ -192,7 +192,7 @@ def bounds(d: Tensor, e2: Tensor) -> tuple[Tensor, Tensor]:
     low = (d - radius).amin(-1, keepdim=True)
     high = (d + radius).amax(-1, keepdim=True)
     size = torch.maximum(low.abs(), high.abs())
-    margin = size * (4 * torch.finfo(d.dtype).eps) + _NEGLIGIBLE[d.dtype]
+    margin = size * (4 * torch.finfo(d.dtype).eps) + NEGLIGIBLE[d.dtype]
     return low - margin, high + margin
 
 
