@@ -23,9 +23,11 @@ from rich.table import Table
 from benchmarks.command import console
 from benchmarks.llm import MODELS, Transformer, Weight, together, work
 from benchmarks.rates import Rates, Roofline, measured
-from tempbalance import Farms
+from tempbalance import Farms, statistics
 from tempbalance.farms import Windows
-from tempbalance.measure import _COLUMNS, DEFAULT_BUDGET, _share
+from tempbalance.jobs import LARGE
+from tempbalance.measure import DEFAULT_BUDGET
+from tempbalance.sharing import balanced, cost
 
 GPUS = (8, 64, 256, 1024)
 ROWS = (512, 1024, 2048, None)
@@ -85,24 +87,18 @@ class Update:
         return max(1, math.ceil(self.seconds / (0.01 * self.step_seconds)))
 
 
-class _Ranks:
-    """As much of a process group as the library's sharing asks for."""
-
-    def __init__(self, ranks: int) -> None:
-        self._ranks = ranks
-
-    def size(self) -> int:
-        return self._ranks
-
-
 def owners(weights: Sequence[Weight], windows: Windows, ranks: int) -> list[int]:
     """The rank of each weight, by the library's own algorithm."""
-    return _share(cast(Any, weights), windows, cast(Any, _Ranks(ranks)))
+    return balanced([cost(cast(Any, weight), windows) for weight in weights], ranks)
 
 
 def window_bytes(n: int, k: int, stored: int) -> int:
-    """Extra memory of a window: two float32 copies, its stored form, Gram matrix and solver's."""
-    return (stored + 2 * max(stored, 4)) * n * k + 2 * 4 * k * k
+    """Extra memory of a window: two float32 copies, its stored form, Gram matrix and solver's.
+
+    Of a large window only a part is copied at a time.
+    """
+    copies = 4 * LARGE if n * k > LARGE else (stored + 2 * max(stored, 4)) * n * k
+    return copies + 2 * 4 * k * k
 
 
 def update(
@@ -125,7 +121,7 @@ def update(
     if not a.gather_everywhere:
         gathered /= gpus
     bandwidth = a.nvlink_bytes_per_second if gpus <= a.node else a.network_bytes_per_second
-    exchanged = len(weights) * _COLUMNS * 8
+    exchanged = len(weights) * statistics.COLUMNS * 8
     largest = max(window_bytes(n, k, a.shard_bytes) for n, k in everything.sides)
     return Update(
         model=model.name,

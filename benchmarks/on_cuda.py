@@ -18,7 +18,7 @@ def counts(work: Work) -> dict[str, Any]:
     """Peak memory above what was allocated, and how often the host waited for the device.
 
     ``only_the_read_waits`` is whether the work runs with synchronizations forbidden but for its
-    one read back; None where the engine has no such read to except.
+    one read back.
     """
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
@@ -45,18 +45,16 @@ def synchronizations(work: Work) -> list[str]:
     ]
 
 
-def only_the_read_waits(work: Work) -> bool | None:
-    """Run with every synchronization an error, but inside the engine's ``_read``."""
-    engine = getattr(sys.modules["tempbalance.measure"], "_Engine", None)
-    read = getattr(engine, "_read", None)
-    if read is None:
-        return None
+def only_the_read_waits(work: Work) -> bool:
+    """Run with every synchronization an error, but inside the engine's one read back."""
+    engine: Any = sys.modules["tempbalance.measure"]
+    read = engine.read_back
 
     def allowed(*args: Any, **kwargs: Any) -> Any:
         with _debug_mode("default"):
             return read(*args, **kwargs)
 
-    engine._read = allowed  # type: ignore[union-attr]
+    engine.read_back = allowed
     try:
         with _debug_mode("error"):
             work()
@@ -65,7 +63,7 @@ def only_the_read_waits(work: Work) -> bool | None:
             raise
         return False
     finally:
-        engine._read = read  # type: ignore[union-attr]
+        engine.read_back = read
     return True
 
 

@@ -123,7 +123,8 @@ def _worker(arguments: Sequence[str]) -> int:
     from benchmarks import agreement
     from benchmarks.measure import build
     from tempbalance.layers import find_layers
-    from tempbalance.measure import _share, measure
+    from tempbalance.measure import measure
+    from tempbalance.sharing import owners
 
     made = argparse.ArgumentParser()
     made.add_argument("--rank", type=int)
@@ -138,7 +139,7 @@ def _worker(arguments: Sequence[str]) -> int:
     layers = find_layers(build(network, "random")).layers
     error = agreement.require(layers, network.windows, network.name)
     measure_module: Any = sys.modules["tempbalance.measure"]
-    exchange, waits, exchanges = measure_module._exchange, [], []
+    exchange, waits, exchanges = measure_module.exchange, [], []
 
     def timed(*some: Any, **named: Any) -> Any:
         arrived = time.perf_counter()
@@ -149,7 +150,7 @@ def _worker(arguments: Sequence[str]) -> int:
         exchanges.append(time.perf_counter() - together)
         return result
 
-    measure_module._exchange = timed
+    measure_module.exchange = timed
     times: list[float] = []
     records = measure(layers, windows=network.windows, group=group)  # warms up
     for _ in range(options.repeats):
@@ -163,7 +164,7 @@ def _worker(arguments: Sequence[str]) -> int:
         "times": times,
         "waits": waits[1:],
         "exchanges": exchanges[1:],
-        "layers": _share(layers, network.windows, group).count(options.rank),
+        "layers": owners(layers, network.windows, group).count(options.rank),
         "threads": torch.get_num_threads(),
     }
     (Path(options.folder) / f"{options.rank}.json").write_text(json.dumps(result))

@@ -6,35 +6,37 @@ it: call :meth:`Balancer.step` once for each tick of the clock, and read ``multi
 
 from __future__ import annotations
 
-import logging
-import re
-import time
-import warnings
-from collections.abc import Callable, Iterable, Mapping
+import contextlib
+import fnmatch
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
-from tempbalance.assign import Assignment, Clipped, LinearMap, normalized
+from tempbalance import overhead
+from tempbalance.assign import Assignment, Clipped, LinearMap
+from tempbalance.attempt import Method, Result, attempt, attempt_later, precision_is_reduced
+from tempbalance.background import Job
+from tempbalance.checks import check_layers, check_options, check_version, nothing_to_balance
 from tempbalance.farms import Farms, Windows
-from tempbalance.layers import Layer, Layers, find_layers, random_twin
-from tempbalance.measure import DEFAULT_BUDGET, LayerRecord, measure
+from tempbalance.layers import Layer, Layers, find_layers
+from tempbalance.marks import theory_marks
+from tempbalance.measure import DEFAULT_BUDGET, LayerRecord
+from tempbalance.messages import BalanceWarning as BalanceWarning
+from tempbalance.messages import Messages
+from tempbalance.overhead import Interval
+from tempbalance.pending import Pending
 from tempbalance.powerlaw import Fit, Hill
+from tempbalance.ramp import Ramp
+from tempbalance.ranks import found_group, side_group
+from tempbalance.savings import Ages, Savings
+from tempbalance.units import Unit, multipliers
 
-logger = logging.getLogger("tempbalance")
-
-Unit = str | Callable[[str], str]
 _VERSION = 1
-# Alphas of random layers of different shapes differ by about so much.
-_MARGIN = 0.1
-# As many layers that fail at once have a warning each.
-_WARNINGS = 5
-
-
-class BalanceWarning(UserWarning):
-    """A layer could not be measured and keeps its base learning rate."""
+# Seconds of waiting for a measurement in the background that are worth a word.
+_LONG = 0.1
 
 
 class Balancer:
@@ -52,6 +54,8 @@ class Balancer:
         skip_first, skip_last: leave out the first or last layer, in definition order among those
             that can be balanced.
         min_eigs: layers with fewer eigenvalues are not balanced and do not vote.
+        exclude: patterns of layers to leave alone, by name or type (``("lm_head", "SpectralConv",
+            "encoder.*")``): not measured, no vote, base rate.
         unit: what shares one rate: ``"layer"``, ``"block"`` (a numbered module, such as
             ``layer1.0`` or ``h.3``), ``"type"`` (the module's class), or a function from a layer's
             name to that of its unit. A unit votes with the mean alpha of its layers. Without
@@ -63,13 +67,25 @@ class Balancer:
         budget: extra memory of a measurement, in bytes.
         process_group: ranks that share the work. Default: those of a model wrapped in DDP, all of
             them for one with sharded parameters (FSDP2), else none.
+        delay: ticks from a measurement to its effect, at most ``every``. With 0 training waits.
+            Otherwise the weights are copied, and measured in the background while training goes
+            on; the new multipliers hold from exactly ``delay`` ticks later on, when training waits
+            if it must. The first measurement has no delay.
+        moved: leave out layers that have moved by less than this share of their weight, up to
+            scale, since they were measured; such as 0.01.
+        max_age: but at most so many times in a row; 10 with ``moved``.
+        per_update: measure at most so many layers at once, or (a float) as many as make this
+            share of the cost of all, in turn. The first measurement is of all.
+        max_overhead: the share of the time that measuring may take; where it takes more, the
+            interval grows to a multiple of ``every``. What is measured when then depends on time.
 
     Raises:
         ValueError: for an option out of range, or if no layer can be balanced.
 
     Attributes:
-        records: the last measurement, a record a layer by name; empty before the first.
-        seconds: wall-clock time spent measuring, in this process.
+        records: the last record of each layer by name; empty before the first measurement.
+        seconds: wall-clock time that measuring held up the training thread, in this process.
+        waited: as much of it as was waiting for a measurement in the background.
     """
 
     def __init__(
@@ -86,6 +102,7 @@ class Balancer:
         skip_first: bool = False,
         skip_last: bool = False,
         min_eigs: int = 10,
+        exclude: Iterable[str] = (),
         unit: Unit = "layer",
         normalize: bool = False,
         ramp: int = 0,
@@ -93,31 +110,45 @@ class Balancer:
         fused: Mapping[str, int | tuple[int, ...]] | None = None,
         budget: int = DEFAULT_BUDGET,
         process_group: dist.ProcessGroup | None = None,
+        delay: int = 0,
+        moved: float | None = None,
+        max_age: int | None = None,
+        per_update: int | float | None = None,
+        max_overhead: float | None = None,
     ) -> None:
-        _check_options(every, start, stop, ramp, min_eigs, unit)
+        check_options(every, start, stop, ramp, min_eigs, unit, delay)
+        if isinstance(exclude, str):
+            raise ValueError(f"exclude takes a list of patterns: exclude=[{exclude!r}]")
         self.windows, self.fit = windows, fit
         self.assign = assign if clip is None else Clipped(assign, clip)
         self.every, self.start, self.stop, self.ramp = every, start, stop, ramp
         self.skip_first, self.skip_last = skip_first, skip_last
         self.min_eigs, self.unit, self.normalize = min_eigs, unit, normalize
+        self.exclude = tuple(exclude)
         self.fused, self.budget = fused, budget
-        self.process_group = process_group
+        self.process_group, self.delay = process_group, delay
+        self.savings = Savings(moved, max_age, per_update)
         self.records: dict[str, LayerRecord] = {}
-        self.seconds = 0.0
+        self.seconds = self.waited = 0.0
         self._model = model
         self._tick = 0
         self._measurements = 0
         self._alphas: dict[str, float | None] = {}
-        self._target: dict[str, float] = {}
-        self._before: dict[str, float] = {}
-        self._ramp_from = 0
-        self._reported: set[str] = set()
+        self._ramp = Ramp(ramp)
+        self._messages = Messages()
         self._among: set[int] | None = None
+        self._ages = Ages(self.savings)
+        self._interval = Interval(every, max_overhead)
+        self._job: Job[Result] | None = None  # the last one, be it dropped
+        self._pending: Pending | None = None
+        self._side: tuple[dist.ProcessGroup, dist.ProcessGroup] | None = None
         self.found: Layers
         self.layers: tuple[Layer, ...]
         self.refresh(parameters)
         if not self.layers:
-            raise ValueError(self._nothing_to_balance())
+            raise ValueError(
+                nothing_to_balance(self.found, min_eigs, skip_first, skip_last, self.exclude)
+            )
 
     def refresh(self, parameters: Iterable[nn.Parameter] | None = None) -> None:
         """Look for layers again: the model, or the parameters to balance, have changed."""
@@ -129,12 +160,22 @@ class Balancer:
             layer
             for layer in self.found.layers
             if layer.eigenvalues >= self.min_eigs
+            and not self._excluded(layer)
             and (among is None or any(id(p) in among for p in layer.tensors()))
         ]
         first = 1 if self.skip_first else 0
         self.layers = tuple(able[first : len(able) - 1 if self.skip_last else len(able)])
-        group = self.process_group or _default_group(self._model, self.found)
+        group = self.process_group or found_group(self._model, self.found)
         self._group = group if group is not None and dist.get_world_size(group) > 1 else None
+
+    def _excluded(self, layer: Layer) -> bool:
+        return any(
+            fnmatch.fnmatchcase(text, pattern)
+            for pattern in self.exclude
+            for text in (layer.name, layer.kind)
+        )
+
+    # --- what it knows -------------------------------------------------------------------------
 
     @property
     def tick(self) -> int:
@@ -143,7 +184,7 @@ class Balancer:
 
     @property
     def measurements(self) -> int:
-        """Measurements so far, those before a resume included."""
+        """Measurements that have taken effect so far, those before a resume included."""
         return self._measurements
 
     @property
@@ -152,201 +193,210 @@ class Balancer:
         return dict(self._alphas)
 
     @property
+    def ages(self) -> dict[str, int]:
+        """By layer, how many measurements its alpha is old: 0 if it is of the last one."""
+        return dict(self._ages.ages)
+
+    @property
+    def pending(self) -> int | None:
+        """The tick at which a measurement under way takes effect; ``None`` if there is none."""
+        return None if self._pending is None else self._pending.due
+
+    @property
+    def interval(self) -> int:
+        """Ticks between measurements: ``every``, or more where ``max_overhead`` asks for it."""
+        return self._interval.ticks
+
+    @property
+    def measured_at(self) -> list[int]:
+        """With ``max_overhead``, the ticks of all measurements so far."""
+        return list(self._interval.measured)
+
+    @property
     def multipliers(self) -> dict[str, float]:
         """The multiplier of every balanced layer at this tick; all others have 1."""
-        if not self._target:
-            return {}
-        share = 1.0 if not self.ramp else min(1.0, (self._tick - self._ramp_from) / self.ramp)
-        if share >= 1.0:
-            return dict(self._target)
-        return {
-            name: (1 - share) * self._before.get(name, 1.0) + share * target
-            for name, target in self._target.items()
-        }
+        return self._ramp.at(self._tick)
+
+    def theory_marks(self) -> tuple[list[str], list[str]]:
+        """Over-trained and under-trained layers; see :func:`tempbalance.marks.theory_marks`."""
+        self.refresh()
+        return theory_marks(self.layers, self._alphas, self._method)
+
+    # --- the clock -----------------------------------------------------------------------------
 
     def begin(self) -> None:
         """The tick before the first step: measure, unless balancing starts later."""
         if self._due():
-            self.update()
+            with self._working():
+                self._measure()
 
     def step(self) -> None:
-        """One tick of the clock: measure if it is time to."""
+        """One tick of the clock: take in what was measured, and measure, if it is time to."""
         self._tick += 1
-        if self._due():
-            self.update()
-        elif self._tick == self.stop:
-            self._aim(dict.fromkeys(self._target, 1.0))
+        due = self._due()
+        if due and self._interval.limit is not None:
+            self._let_devices_finish()
+        with self._working():
+            if self.stop is not None and self._tick >= self.stop:
+                self.cancel()
+                if self._tick == self.stop:
+                    self._ramp.aim(dict.fromkeys(self._ramp.target, 1.0), self._tick)
+                return
+            if self._pending is not None and self._tick >= self._pending.due:
+                self._collect(self._pending)
+            if due and self._interval.allows(self._tick):
+                self._measure()
 
     def update(self) -> None:
-        """Measure now, and take the new multipliers.
+        """Measure all layers now, and take the new multipliers, whatever the options.
 
         Layers whose weights are frozen are not measured and have multiplier 1. A layer that cannot
         be measured keeps its base rate; a warning names it the first time. Only a failure of the
         process group raises.
         """
-        started = time.perf_counter()
-        try:
-            layers = [layer for layer in self.layers if layer.trainable]
-        except (KeyError, AttributeError):  # a weight was parametrized, pruned or removed
-            self.refresh()
-            layers = [layer for layer in self.layers if layer.trainable]
-        if self.assign.uses_alphas:
-            records = self._measure(layers)
-            self.records = {record.name: record for record in records}
-            self._report(records)
-        self._alphas = {layer.name: self._alpha(layer.name) for layer in self.layers}
-        self._aim(self._assign(layers))
-        self._measurements += 1
-        self.seconds += time.perf_counter() - started
+        with self._working():
+            self._measure(everything=True)
 
     def restart(self, tick: int) -> None:
         """Forget what was measured, set the clock, and measure if it is time to.
 
         For weights of a run without balancing: its ticks count for ``start`` and ``stop``.
         """
-        self._tick = self._ramp_from = tick
-        self._measurements = 0
-        self._target, self._before, self._alphas, self.records = {}, {}, {}, {}
+        self.cancel()
+        self._tick, self._measurements = tick, 0
+        self._alphas, self.records = {}, {}
+        self._ramp.forget(tick)
+        self._ages.forget()
+        self._interval.forget()
         if tick >= self.start and (self.stop is None or tick < self.stop):
             self.update()
 
-    def _measure(self, layers: list[Layer]) -> list[LayerRecord]:
-        def some(chosen: list[Layer]) -> list[LayerRecord]:
-            return measure(
-                chosen,
-                windows=self.windows,
-                fit=self.fit,
-                min_eigs=self.min_eigs,
-                budget=self.budget,
-                group=self._group,
-            )
+    def cancel(self) -> None:
+        """Let go of a measurement under way: it will not take effect."""
+        if self._pending is not None:
+            self._pending.drop()
+        self._pending = None
 
+    @contextlib.contextmanager
+    def _working(self) -> Iterator[None]:
+        started = overhead.clock()
+        self._interval.enter(busy=self._pending is not None and self._pending.running)
         try:
-            return some(layers)
-        except Exception as error:
-            if self._group is not None:  # the other ranks wait in a collective
-                raise
-            logger.warning("measuring failed (%r); trying layer by layer", error)
-        records: list[LayerRecord] = []
-        for layer in layers:
-            try:
-                records += some([layer])
-            except Exception as error:
-                if layer.name not in self._reported:
-                    self._reported.add(layer.name)
-                    what = f"layer {layer.name!r} could not be measured: {error!r}"
-                    self._warn(f"{what}. It keeps its base learning rate.")
-        return records
+            yield
+        finally:
+            self._interval.leave()
+            self.seconds += overhead.clock() - started
 
     def _due(self) -> bool:
+        """Whether this tick is one of those at which to measure, by the options alone."""
         since = self._tick - self.start
-        if since < 0 or since % self.every or (self.stop is not None and self._tick >= self.stop):
+        if since < 0 or since % self.every:
+            return False
+        if self.stop is not None and self._tick + self._delay() >= self.stop:
             return False
         # Without alphas it costs nothing, and layers that were added or unfrozen get their rate.
         return not (self.assign.once and self.assign.uses_alphas and self._measurements)
 
-    def _alpha(self, name: str) -> float | None:
-        record = self.records.get(name)
-        return record.alpha if record is not None else None
+    def _delay(self) -> int:
+        """Ticks from a measurement that begins now to its effect: none for the first."""
+        return self.delay if self.assign.uses_alphas and self._measurements else 0
 
-    def _aim(self, target: dict[str, float]) -> None:
-        if target == self._target:
-            return  # a ramp under way goes on
-        self._before, self._target = self.multipliers, target
-        self._ramp_from = self._tick
+    # --- measuring -----------------------------------------------------------------------------
 
-    def _assign(self, layers: list[Layer]) -> dict[str, float]:
-        """The multiplier of every layer that is balanced now.
+    @property
+    def _method(self) -> Method:
+        return Method(self.windows, self.fit, self.min_eigs, self.budget)
 
-        The assignment sees frozen layers too, without an alpha: places do not shift.
-        """
-        active = {layer.name for layer in layers}
-        units: dict[str, list[Layer]] = {}
-        for layer in self.layers:
-            units.setdefault(self._unit(layer), []).append(layer)
-        means = []
-        for members in units.values():
-            known = [a for m in members if (a := self._alphas[m.name]) is not None]
-            means.append(sum(known) / len(known) if known else float("nan"))
-        rates = self.assign(means, [members[0].kind for members in units.values()])
-        rates = torch.where(torch.isfinite(rates) & (rates > 0), rates, torch.ones_like(rates))
-        target = {
-            m.name: float(rate)
-            for members, rate in zip(units.values(), rates, strict=True)
-            for m in members
-            if m.name in active
-            and (self._alphas[m.name] is not None or not self.assign.uses_alphas)
-        }
-        if self.normalize and target:
-            sizes = {layer.name: float(layer.numel) for layer in layers}
-            values = normalized(
-                torch.tensor(list(target.values()), dtype=torch.float64),
-                torch.tensor([sizes[name] for name in target], dtype=torch.float64),
-            )
-            target = dict(zip(target, map(float, values), strict=True))
-        return target
-
-    def _unit(self, layer: Layer) -> str:
-        if not self.assign.uses_alphas:  # nothing to average
-            return layer.name
-        if callable(self.unit):
-            return self.unit(layer.name)
-        return {"layer": layer.name, "block": block_of(layer.name), "type": layer.kind}[self.unit]
-
-    def _report(self, records: list[LayerRecord]) -> None:
-        new = [r for r in records if not r.outcome.measured and r.name not in self._reported]
-        self._reported.update(r.name for r in new)
-        if len(new) > _WARNINGS:
-            names = [r.name for r in new]
-            self._warn(
-                f"{len(new)} layers cannot be measured and keep their base learning rate: "
-                f"{_some(names)}. The first: {new[0].message}"
-            )
-            return
-        for record in new:
-            self._warn(f"{record.message}. It keeps its base learning rate.")
-
-    def _warn(self, text: str) -> None:
-        warnings.warn(text, BalanceWarning, stacklevel=5)
-
-    def _nothing_to_balance(self) -> str:
-        if self.found.layers:
-            small = ", ".join(f"{x.name} ({x.eigenvalues})" for x in self.found.layers[:5])
-            return (
-                "no layer to balance: of the layers that can be measured none is left by the "
-                f"options (min_eigs={self.min_eigs}, skip_first={self.skip_first}, "
-                f"skip_last={self.skip_last}) or has parameters in the optimizer. Measurable "
-                f"layers and their numbers of eigenvalues: {small}"
-            )
-        reasons = "; ".join(f"{s.name}: {s.reason}" for s in self.found.skipped[:5])
-        return f"no layer to balance: the model has no weight matrix ({reasons or 'no parameter'})"
-
-    def theory_marks(self) -> tuple[list[str], list[str]]:
-        """Layers that theory calls over-trained, and under-trained, by the last measurement.
-
-        Over-trained: alpha under 2, and under that of a random matrix of the same shape by more
-        than the margin (small windows read just under 2 at random). Under-trained: alpha within
-        the margin of the random one. The margin is 0.1. Random matrices are drawn from a
-        generator of their own.
-
-        Source: Martin and Mahoney (2021), JMLR 22 (165); Prakash and Martin on anti-grokking.
-        """
-        self.refresh()
-        layers = [layer for layer in self.layers if self._alphas.get(layer.name) is not None]
-        random = [random_twin(layer) for layer in layers]
-        records = measure(
-            random, windows=self.windows, fit=self.fit, min_eigs=self.min_eigs, budget=self.budget
+    def _measure(self, everything: bool = False) -> None:
+        """Measure, now or in the background."""
+        self.cancel()
+        self._interval.begins(self._tick)
+        layers = self._trainable() if self.assign.uses_alphas else []
+        first = everything or not self._measurements
+        choice = self._ages.choose(layers, self._alphas, self.windows, self._group, first)
+        delay = 0 if everything else self._delay()
+        pending = Pending(
+            self._tick,
+            self._tick + delay,
+            [layer.name for layer in choice.chosen],
+            choice.kept,
+            choice.sketches,
         )
-        over, under = [], []
-        for layer, record in zip(layers, records, strict=True):
-            alpha, baseline = self._alphas[layer.name], record.alpha
-            if alpha is None or baseline is None:
-                continue
-            if alpha < min(2.0, baseline - _MARGIN):
-                over.append(layer.name)
-            elif abs(alpha - baseline) <= _MARGIN:
-                under.append(layer.name)
-        return over, under
+        if not delay:
+            self._take(pending, attempt(choice.chosen, self._method, self._group))
+            return
+        self._pending = pending
+        if precision_is_reduced():
+            self._messages.once(
+                "TempBalance: float32 products run in TF32 or bf16, which measuring switches off "
+                "for the whole process: training waits for each measurement, delay=%d or not",
+                self.delay,
+            )
+            pending.source = attempt(choice.chosen, self._method, self._group)
+            return
+        work = attempt_later(choice.chosen, self._method, self._side_group())
+        devices = {p.device for layer in choice.chosen for p in layer.tensors()}
+        pending.source = self._job = Job(work, devices, after=self._job)
+
+    def _collect(self, pending: Pending) -> None:
+        """A measurement from the background takes effect."""
+        started = overhead.clock()
+        result = pending.result(raises=self._group is not None)
+        waited = overhead.clock() - started
+        self.waited += waited
+        if waited > _LONG:
+            self._messages.once(
+                "TempBalance: training waited %.2g s for the measurement of tick %d, which took "
+                "longer than the %d ticks of delay; a larger delay hides it",
+                *(waited, pending.tick, pending.due - pending.tick),
+            )
+        if result is None:  # lost with its thread: made good here
+            names = set(pending.chosen)
+            layers = [layer for layer in self._trainable() if layer.name in names]
+            result = attempt(layers, self._method, self._group)
+        self._take(pending, result)
+
+    def _take(self, pending: Pending, result: Result) -> None:
+        """A measurement takes effect."""
+        self._pending = None
+        self._messages.report(result)
+        new = {record.name: record for record in result.records}
+        kept = set(pending.kept)
+        records = {name: r for name, r in self.records.items() if name in kept} | new
+        names = [layer.name for layer in self.layers]
+        self.records = {name: records[name] for name in names if name in records}
+        alphas = {name: a for name, a in self._alphas.items() if name in kept}
+        alphas |= {name: record.alpha for name, record in new.items()}
+        self._alphas = {name: alphas.get(name) for name in names}
+        self._ages.took(pending.chosen, pending.kept, pending.sketches)
+        active = self._trainable()
+        target = multipliers(
+            self.layers, active, self._alphas, self.assign, self.unit, self.normalize
+        )
+        self._ramp.aim(target, self._tick)
+        self._measurements += 1
+        self._interval.took_effect(self._group, pending.seconds)
+
+    def _trainable(self) -> list[Layer]:
+        try:
+            return [layer for layer in self.layers if layer.trainable]
+        except (KeyError, AttributeError):  # a weight was parametrized, pruned or removed
+            self.refresh()
+            return [layer for layer in self.layers if layer.trainable]
+
+    def _side_group(self) -> dist.ProcessGroup | None:
+        """The group of the background's exchanges; every rank comes here at the same tick."""
+        if self._group is None:
+            return None
+        if self._side is None or self._side[0] is not self._group:
+            self._side = (self._group, side_group(self._group))
+        return self._side[1]
+
+    def _let_devices_finish(self) -> None:
+        """Work that training has queued is none of a measurement's cost."""
+        for device in {p.device for layer in self.layers for p in layer.tensors()}:
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
 
     # --- state -------------------------------------------------------------------------------
 
@@ -357,17 +407,23 @@ class Balancer:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain values by layer name; loads with ``weights_only=True``."""
+        """Plain values by layer name; loads with ``weights_only=True``.
+
+        Waits for a measurement that is under way: its results are part of the state. One rank may
+        call this alone.
+        """
+        in_a_group = self._group is not None
         return {
             "version": _VERSION,
             "layers": {layer.name: list(layer.shape) for layer in self.layers},
             "tick": self._tick,
             "measurements": self._measurements,
             "alphas": dict(self._alphas),
-            "target": dict(self._target),
-            "before": dict(self._before),
-            "ramp_from": self._ramp_from,
-            "reported": sorted(self._reported),
+            "reported": sorted(self._messages.named),
+            "pending": None if self._pending is None else self._pending.plain(in_a_group),
+            **self._ramp.state_dict(),
+            **self._ages.state_dict(),
+            **self._interval.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -376,90 +432,16 @@ class Balancer:
         Raises:
             ValueError: if the state is of another model or other options, naming what differs.
         """
-        if state.get("version") != _VERSION:
-            raise ValueError(
-                f"this balancer state has version {state.get('version')!r}; this release of "
-                f"tempbalance reads version {_VERSION}"
-            )
-        self._compare(state["layers"])
+        check_version(state, _VERSION)
+        check_layers(state["layers"], self.layers)
+        self.cancel()
         self._tick = int(state["tick"])
         self._measurements = int(state["measurements"])
         self._alphas = dict(state["alphas"])
-        self._target = dict(state["target"])
-        self._before = dict(state["before"])
-        self._ramp_from = int(state["ramp_from"])
-        self._reported = set(state["reported"])
+        self._messages.named = set(state["reported"])
+        pending = state.get("pending")
+        self._pending = None if pending is None else Pending.from_plain(pending)
+        self._ramp.load_state_dict(state)
+        self._ages.load_state_dict(state)
+        self._interval.load_state_dict(state)
         self.records = {}
-
-    def _compare(self, saved: Mapping[str, Any]) -> None:
-        here = {layer.name: list(layer.shape) for layer in self.layers}
-        gone = [name for name in saved if name not in here]
-        new = [name for name in here if name not in saved]
-        changed = [
-            f"{n} ({saved[n]} in the checkpoint, {here[n]} here)"
-            for n in here
-            if n in saved and list(saved[n]) != here[n]
-        ]
-        differences = [
-            f"{what}: {_some(names)}"
-            for what, names in (
-                ("only in the checkpoint", gone),
-                ("only in this model", new),
-                ("of another shape", changed),
-            )
-            if names
-        ]
-        if differences:
-            raise ValueError(
-                "the checkpoint balances other layers than this model. "
-                + "; ".join(differences)
-                + ". Build the same model, with the same skip_first, skip_last, min_eigs and "
-                "fused, and put the same parameters into the optimizer."
-            )
-
-
-def block_of(name: str) -> str:
-    """The block of a layer: its name up to the first numbered module that holds more than it.
-
-    >>> block_of("layer1.0.downsample.0"), block_of("h.3.attn.c_attn"), block_of("conv1")
-    ('layer1.0', 'h.3', 'conv1')
-    """
-    parts = name.split(".")
-    for i, part in enumerate(parts[:-1]):
-        if re.fullmatch(r"(.*_)?\d+", part):
-            return ".".join(parts[: i + 1])
-    return ".".join(parts[:-1]) or name
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-
-def _check_options(
-    every: int, start: int, stop: int | None, ramp: int, min_eigs: int, unit: Unit
-) -> None:
-    for name, value, least in (
-        ("every", every, 1),
-        ("start", start, 0),
-        ("ramp", ramp, 0),
-        ("min_eigs", min_eigs, 2),
-    ):
-        if not isinstance(value, int) or value < least:
-            raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
-    if stop is not None and not (isinstance(stop, int) and stop > start):
-        raise ValueError(
-            f"stop must be an integer after start={start}, got {stop!r}; None never stops"
-        )
-    if not callable(unit) and unit not in ("layer", "block", "type"):
-        raise ValueError(f"unit must be 'layer', 'block', 'type' or a function, got {unit!r}")
-
-
-def _default_group(model: nn.Module, found: Layers) -> dist.ProcessGroup | None:
-    """Ranks that hold the same model and step together, where that can be seen."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return None
-    for module in model.modules():
-        if isinstance(module, nn.parallel.DistributedDataParallel):
-            return module.process_group
-    sharded = any(hasattr(p, "full_tensor") for x in found.layers for p in x.tensors())
-    return dist.group.WORLD if sharded else None

@@ -206,17 +206,27 @@ class Grouping:
         return [str(group.get("name", i)) for i, group in enumerate(self.optimizer.param_groups)]
 
     def describe(
-        self, alphas: Mapping[str, float | None], factors: Sequence[float], rates: Sequence[float]
+        self,
+        alphas: Mapping[str, float | None],
+        factors: Sequence[float],
+        rates: Sequence[float],
+        ages: Mapping[str, int] | None = None,
     ) -> str:
-        """A line a param group: its layers' alpha, its multiplier and rate, the norms it holds."""
+        """A line a param group: its layers' alpha, its multiplier and rate, the norms it holds.
+
+        With ages, also the largest age of the group's alphas.
+        """
         norms = {host.layers: host.norms for host in self.hosts}
         width = max(5, *(len(name) for name in self.names))
-        lines = [f"{'group':<{width}}  {'alpha':>7}  {'multiplier':>10}  {'rate':>10}  norms"]
+        age = "" if ages is None else f"  {'age':>4}"
+        lines = [f"{'group':<{width}}  {'alpha':>7}{age}  {'multiplier':>10}  {'rate':>10}  norms"]
         for name, layers, factor, rate in zip(self.names, self.layers, factors, rates, strict=True):
             known = [a for layer in layers if (a := alphas.get(layer)) is not None]
             alpha = f"{sum(known) / len(known):.3f}" if known else "-"
+            if ages is not None:
+                age = f"  {max((ages[x] for x in layers if x in ages), default='-'):>4}"
             follow = ", ".join(norms.get(layers, ()))
-            line = f"{name:<{width}}  {alpha:>7}  {factor:>10.3f}  {rate:>10.3e}  {follow}"
+            line = f"{name:<{width}}  {alpha:>7}{age}  {factor:>10.3f}  {rate:>10.3e}  {follow}"
             lines.append(line.rstrip())
         return "\n".join(lines)
 

@@ -45,8 +45,8 @@ class StepHooks:
         model: the model whose parameters it holds.
         every: optimizer steps between measurements (those that a GradScaler skips do not count).
         begin: measure at once; not where a state is loaded next.
-        options: as for :class:`~tempbalance.balance.Balancer`, with ``start``, ``stop`` and
-            ``ramp`` in optimizer steps.
+        options: as for :class:`~tempbalance.balance.Balancer`, with ``start``, ``stop``, ``ramp``
+            and ``delay`` in optimizer steps.
 
     Raises:
         ValueError: as :class:`~tempbalance.scheduler.TempBalanceLR`.
@@ -100,6 +100,7 @@ class StepHooks:
     def detach(self) -> None:
         """Stop balancing."""
         self._restore()
+        self.balancer.cancel()
         for handle in self._handles:
             handle.remove()
         if getattr(self.optimizer, MARK, lambda: None)() is self:

@@ -6,7 +6,7 @@ import copy
 import logging
 import warnings
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -16,13 +16,14 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from tempbalance.assign import Assignment, LinearMap
-from tempbalance.balance import Balancer, BalanceWarning, Unit
+from tempbalance.balance import Balancer, BalanceWarning
 from tempbalance.farms import Farms, Windows
 from tempbalance.groups import MARK, Grouping, check_optimizer, compare_groups, innermost, release
 from tempbalance.measure import DEFAULT_BUDGET
 from tempbalance.powerlaw import Fit, Hill
 from tempbalance.rates import Rate, Rates
 from tempbalance.schedules import check_scheduler, expand_scheduler, extend_scheduler
+from tempbalance.units import Unit
 
 logger = logging.getLogger("tempbalance")
 
@@ -56,9 +57,13 @@ class TempBalanceLR(LRScheduler):
             base schedule alone holds. ``start`` leaves a warm-up in peace.
         skip_first, skip_last: leave out the first or the last layer.
         min_eigs: layers with fewer eigenvalues are not balanced and do not vote.
+        exclude: patterns of layers to leave alone, by name or type.
         unit, normalize, ramp, clip, fused: see :class:`~tempbalance.balance.Balancer`.
         budget: extra memory of a measurement, in bytes.
         process_group: ranks that share the measurement; found by itself for DDP and FSDP2.
+        delay: calls of :meth:`step` from a measurement, made in the background, to its effect.
+        moved, max_age, per_update, max_overhead: measure less; see
+            :class:`~tempbalance.balance.Balancer`.
         clock: ``"step"`` counts calls of :meth:`step`, and measures at construction; ``"manual"``
             leaves both to the caller, through :meth:`begin` and :meth:`tick`, so that the base
             schedule can step every batch and the measurement come once an epoch.
@@ -91,6 +96,7 @@ class TempBalanceLR(LRScheduler):
         skip_first: bool = False,
         skip_last: bool = False,
         min_eigs: int = 10,
+        exclude: Iterable[str] = (),
         unit: Unit = "layer",
         normalize: bool = False,
         ramp: int = 0,
@@ -98,6 +104,11 @@ class TempBalanceLR(LRScheduler):
         fused: Mapping[str, int | tuple[int, ...]] | None = None,
         budget: int = DEFAULT_BUDGET,
         process_group: dist.ProcessGroup | None = None,
+        delay: int = 0,
+        moved: float | None = None,
+        max_age: int | None = None,
+        per_update: int | float | None = None,
+        max_overhead: float | None = None,
         clock: Literal["step", "manual"] = "step",
     ) -> None:
         optimizer = innermost(optimizer)
@@ -119,6 +130,7 @@ class TempBalanceLR(LRScheduler):
             skip_first=skip_first,
             skip_last=skip_last,
             min_eigs=min_eigs,
+            exclude=exclude,
             unit=unit,
             normalize=normalize,
             ramp=ramp,
@@ -126,6 +138,11 @@ class TempBalanceLR(LRScheduler):
             fused=fused,
             budget=budget,
             process_group=process_group,
+            delay=delay,
+            moved=moved,
+            max_age=max_age,
+            per_update=per_update,
+            max_overhead=max_overhead,
         )
         self._model = model
         before = len(optimizer.param_groups)
@@ -263,10 +280,14 @@ class TempBalanceLR(LRScheduler):
         }
 
     def summary(self) -> str:
-        """A table of the param groups: alpha, multiplier, rate, and which norms follow."""
+        """A table of the param groups: alpha, multiplier, rate, and which norms follow.
+
+        Where measurements leave layers out, also the age of each alpha, in measurements.
+        """
         rates = [float(rate) for rate in self.get_last_lr()]
         factors = self.grouping.factors(self.multipliers)
-        return self.grouping.describe(self.alphas, factors, rates)
+        ages = self.balancer.ages if self.balancer.savings else None
+        return self.grouping.describe(self.alphas, factors, rates, ages)
 
     @property
     def layer_groups(self) -> dict[str, str]:
@@ -284,6 +305,7 @@ class TempBalanceLR(LRScheduler):
         """
         self._take_in_new_groups()
         self._rates.put_back()
+        self.balancer.cancel()
         for hook in self._hooks:
             hook.remove()
         self._hooks = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from tempbalance import Farms
+from tempbalance import Farms, jobs
 from tempbalance.layers import find_layers
 
 pytest.importorskip("rich")
@@ -168,15 +169,15 @@ def test_only_the_read_may_wait(monkeypatch: pytest.MonkeyPatch) -> None:
         yield
         modes.pop()
 
-    from tempbalance.measure import _Engine
-    from tempbalance.measure import measure as run
+    engine: Any = sys.modules["tempbalance.measure"]
+    run = engine.measure
 
     monkeypatch.setattr(on_cuda, "_debug_mode", mode)
     layers = find_layers(nn.Linear(20, 20)).layers
     seen: list[str] = []
-    read, table = _Engine._read, _Engine._table
-    monkeypatch.setattr(_Engine, "_read", lambda *a: (seen.append(modes[-1]), read(*a))[1])
-    monkeypatch.setattr(_Engine, "_table", lambda *a: (seen.append(modes[-1]), table(*a))[1])
+    read, table = engine.read_back, engine.table
+    monkeypatch.setattr(engine, "read_back", lambda *a: (seen.append(modes[-1]), read(*a))[1])
+    monkeypatch.setattr(engine, "table", lambda *a: (seen.append(modes[-1]), table(*a))[1])
     assert on_cuda.only_the_read_waits(lambda: run(layers)) is True
     assert seen == ["error", "default"]  # the table is made under "error", the read is not
 
@@ -281,9 +282,9 @@ def test_an_update_by_hand() -> None:
     measured = 2 * (2 * 16 + 2 * 8 + 3 * 64 + 32)
     assert two.gathered_bytes == measured / 2  # the other half is here already
     assert two.read_seconds == pytest.approx(measured / 2 / 1000)
-    assert two.exchanged_bytes == 8 * 11 * 8
-    assert two.exchange_seconds == pytest.approx(2 * 8 * 11 * 8 / 1000)
-    assert two.seconds == pytest.approx(10.0 + measured / 2000 + 2 * 704 / 1000)
+    assert two.exchanged_bytes == 8 * 12 * 8
+    assert two.exchange_seconds == pytest.approx(2 * 8 * 12 * 8 / 1000)
+    assert two.seconds == pytest.approx(10.0 + measured / 2000 + 2 * 768 / 1000)
     assert two.step_seconds == pytest.approx(6 * _TINY.parameters * 100 / (2 * 1e6 * 0.5))
     assert two.share(10) == pytest.approx(two.seconds / (10 * two.step_seconds))
     assert 0.009 < two.share(two.every) <= 0.01
@@ -295,13 +296,10 @@ def test_an_update_by_hand() -> None:
 
 
 def test_memory_of_a_window_is_what_the_engine_counts() -> None:
-    spectrum = pytest.importorskip("tempbalance.spectrum")
-    if not hasattr(spectrum, "_bytes"):
-        pytest.skip("the engine counts its memory elsewhere")
     slices = torch.zeros(1, 96, 64, dtype=torch.bfloat16)
-    task = spectrum.Task(slices, Farms(aspect_ratio=0.5).grid(96, 64), torch.ones(()))
+    task = jobs.Task(slices, Farms(aspect_ratio=0.5).grid(96, 64), torch.ones(()))
     expected = model.window_bytes(task.grid.height, task.grid.width, 2)
-    assert spectrum._bytes(task, torch.float32) == expected
+    assert jobs.bytes_of(task, torch.float32) == expected
 
 
 @settings(max_examples=30, deadline=None)

@@ -68,6 +68,46 @@ def test_fsdp2_measures_gathered_weights(tmp_path: Path) -> None:
     assert a["alphas"] != a["first"]
 
 
+def test_measured_in_the_background(tmp_path: Path) -> None:
+    """As measured at ticks 3, 6 and 9, two ticks later; saved by one rank in between."""
+    a, b = run("background", tmp_path)
+    assert a == b
+    assert a["pending"] == 5
+    for tick in range(5, 10):
+        assert a["seen"][tick - 1] == a["expected"][2 if tick < 8 else 5]
+    assert a["again"][:10] == a["seen"][:10]  # the other one was updated by hand then
+    assert a["again"][10] == a["expected"][8] != a["seen"][10]
+    assert a["measurements"] == [4, 4]
+
+
+def test_sharded_weights_in_the_background_in_turn(tmp_path: Path) -> None:
+    a, b = run("background_fsdp2", tmp_path)
+    assert a == b
+    measured = 0
+    for tick in range(3, 13, 2):  # effects of the measurements at 2, 4, ...
+        for name, age in a["ages"][tick - 1].items():
+            alpha = a["alphas"][tick - 1][name]
+            if age == 0:
+                assert alpha == pytest.approx(a["whole"][tick - 2][name], rel=1e-6)
+                measured += 1
+            else:
+                assert alpha == a["alphas"][tick - 2][name]
+    assert 5 <= measured <= 10  # of 20
+    assert a["state"]["sketches"].keys() == a["ages"][0].keys()
+
+
+def test_a_failure_of_one_rank_in_the_background_is_raised_on_all(tmp_path: Path) -> None:
+    a, b = run("background_failure", tmp_path)
+    assert b["error"] == "OutOfMemoryError: no room"
+    assert "failed on another rank" in a["error"]
+
+
+def test_ranks_agree_on_the_interval(tmp_path: Path) -> None:
+    a, b = run("overhead", tmp_path)
+    assert a == b
+    assert a["interval"] == 10 and a["measured"] == [0, 2, 12, 22]  # 1.1 / (1.1 + 9.9)
+
+
 def test_lightning_ddp(tmp_path: Path) -> None:
     pytest.importorskip("lightning.pytorch")
     a, b = run("lightning", tmp_path)

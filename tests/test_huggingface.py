@@ -72,10 +72,12 @@ def test_balances_without_touching_groups_or_schedule(tmp_path: Path) -> None:
     assert same == [a["learning_rate"] for a in plain.state.log_history if "loss" in a]
 
 
-def test_resume_is_exact(tmp_path: Path) -> None:
-    whole, net = TempBalanceTrainerCallback(every=3, ramp=2), model()
+@pytest.mark.parametrize("options", [{}, {"delay": 2, "moved": 0.001, "per_update": 3}])
+def test_resume_is_exact(tmp_path: Path, options: dict[str, Any]) -> None:
+    """With a delay, from a checkpoint in the middle of a measurement."""
+    whole, net = TempBalanceTrainerCallback(every=3, ramp=2, **options), model()
     trainer(tmp_path / "a", net, 8, whole).train()
-    again, net2 = TempBalanceTrainerCallback(every=3, ramp=2), model()
+    again, net2 = TempBalanceTrainerCallback(every=3, ramp=2, **options), model()
     with torch.no_grad():
         for p in net2.parameters():
             p.mul_(2.0)

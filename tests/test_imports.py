@@ -18,17 +18,59 @@ ALLOWED: dict[str, set[str]] = {
     "powerlaw": set(),
     "assign": set(),
     "layers": {"readers"},
-    "spectrum": {"farms"},
-    "measure": {"layers", "farms", "spectrum", "powerlaw"},
+    "tridiagonal": set(),
+    "cuda_graphs": set(),
+    "eigensolver": {"tridiagonal", "cuda_graphs", "eigensolver_triton"},
+    "eigensolver_triton": set(),
+    "spectrum": {"cpu_pool", "gram", "jobs"},
+    "cpu_pool": {"gram", "jobs"},
+    "jobs": {"farms", "eigensolver"},
+    "gram": {"jobs", "eigensolver"},
+    "statistics": {"spectrum", "powerlaw"},
+    "records": {"layers", "statistics"},
+    "sharing": {"layers", "farms"},
+    "measure": {
+        "layers",
+        "farms",
+        "spectrum",
+        "powerlaw",
+        "statistics",
+        "records",
+        "sharing",
+    },
     "report": {"measure", "layers", "farms", "powerlaw", "plots"},
     "groups": {"layers", "readers"},
-    "balance": {"measure", "assign", "layers", "farms", "powerlaw"},
+    "ranks": {"layers"},
+    "sketch": {"layers", "spectrum"},
+    "background": set(),
+    "overhead": {"ranks"},
+    "units": {"assign", "layers"},
+    "checks": {"layers", "units"},
+    "attempt": {"measure", "layers", "farms", "powerlaw", "ranks"},
+    "savings": {"sharing", "layers", "farms", "ranks", "sketch"},
+    "pending": {"attempt", "background", "sketch"},
+    "ramp": set(),
+    "messages": {"attempt", "checks"},
+    "marks": {"attempt", "measure", "layers"},
+    "balance": {
+        *("measure", "assign", "layers", "farms", "powerlaw", "ranks", "overhead", "units"),
+        *("checks", "attempt", "background", "pending", "savings", "marks"),
+        *("messages", "ramp"),
+    },
 }
 # Lower ones never import higher ones; what stands on one line may import each other.
 RANKS = [
-    {"readers", "farms", "powerlaw", "assign", "schedules", "rates"},
+    {"readers", "farms", "powerlaw", "assign", "schedules", "rates", "background", "ramp"},
+    {"tridiagonal", "cuda_graphs", "eigensolver_triton"},
+    {"eigensolver"},
+    {"jobs"},
+    {"gram"},
+    {"cpu_pool"},
     {"layers", "spectrum"},
-    {"measure", "groups"},
+    {"statistics", "sharing", "groups", "ranks", "sketch", "units"},
+    {"records"},
+    {"measure"},
+    {"attempt", "savings", "overhead", "pending", "marks", "checks", "messages"},
     {"report", "plots", "tables", "balance", "checkpoints", "history"},
     {"hooks", "scheduler", "cli_options", "run_files", "run_plots"},
     {"integrations", "cli"},
@@ -36,7 +78,8 @@ RANKS = [
 OPTIONAL = [
     *("lightning", "pytorch_lightning", "hydra", "omegaconf", "pandas", "matplotlib", "peft"),
     *("transformers", "scipy", "rich", "torchvision", "safetensors", "wandb", "neuralop"),
-    *("sklearn", "tempbalance.cli", "tempbalance.integrations"),
+    *("sklearn", "triton", "tempbalance.cli", "tempbalance.integrations"),
+    "tempbalance.eigensolver_triton",
 ]
 
 
@@ -85,7 +128,9 @@ def test_nothing_imports_what_stands_on_it(path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["readers", "layers", "farms", "spectrum", "powerlaw", "assign",
-                                  "measure", "groups", "balance", "scheduler"])  # fmt: skip
+                                  "measure", "groups", "ranks", "sketch", "background", "overhead",
+                                  "units", "checks", "attempt", "savings", "pending", "marks",
+                                  "messages", "ramp", "balance", "scheduler"])  # fmt: skip
 def test_the_core_needs_torch_and_numpy_alone(name: str) -> None:
     outside = {n for n in imports(PACKAGE / f"{name}.py") if not n.startswith(".")}
     assert outside <= {"torch", "numpy", *sys.stdlib_module_names}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import csv
 import logging
 import pickle
 from pathlib import Path
@@ -30,6 +31,7 @@ from lightning.pytorch.tuner import Tuner
 from lightning_modules import Manual, Plain, loader
 from torch import nn
 from torch.optim import lr_scheduler as lrs
+from torch.utils.data import DataLoader, TensorDataset
 
 import tempbalance as tb
 from tempbalance.integrations.lightning import TempBalanceCallback
@@ -55,6 +57,12 @@ def trainer(tmp_path: Path, *callbacks: Any, epochs: int = 3, **options: Any) ->
         "log_every_n_steps": 1,
     }
     return pl.Trainer(**{**defaults, **options})
+
+
+def history_of(folder: Path) -> list[dict[str, str]]:
+    (path,) = folder.rglob("tempbalance.csv")
+    with path.open() as file:
+        return list(csv.DictReader(file))
 
 
 def cosine(optimizer: Any) -> lrs.LRScheduler:
@@ -148,6 +156,45 @@ def test_resume_in_the_middle_of_an_epoch(tmp_path: Path, step: int) -> None:
     t.fit(model2, loader(), ckpt_path=str(tmp_path / "c" / f"step={step}.ckpt"))
     assert callback2._clock == t.global_step
     assert callback2.balancers[0].tick == t.global_step
+
+
+@pytest.mark.parametrize("step", [3, 4, 5])
+def test_resume_while_a_measurement_is_under_way(tmp_path: Path, step: int) -> None:
+    """Measured at step 3 in the background, in effect from step 5 on; two layers at a time."""
+    x, y = next(iter(loader()))
+    data = TensorDataset(x.repeat(4, 1, 1, 1), y.repeat(4))  # Lightning begins the epoch anew
+    options: dict[str, Any] = {"every_n_steps": 3, "delay": 2, "per_update": 2, "ramp": 2}
+    keep = ModelCheckpoint(tmp_path / "c", save_top_k=-1, every_n_train_steps=1, filename="{step}")
+    callback, model = TempBalanceCallback(**options), Plain(cosine, "step", adam=True)
+    t = trainer(tmp_path, callback, keep, epochs=3)
+    t.fit(model, DataLoader(data, 8))
+    callback2, model2 = TempBalanceCallback(**options), Plain(cosine, "step", adam=True)
+    t2 = trainer(tmp_path, callback2, epochs=3)
+    t2.fit(model2, DataLoader(data, 8), ckpt_path=str(tmp_path / "c" / f"step={step}.ckpt"))
+    assert torch.equal(weights(model2), weights(model))
+    assert rates(t2.optimizers[0]) == rates(t.optimizers[0])
+    states = [c.schedulers[0].balancer.state_dict() for c in (callback, callback2)]
+    assert states[0] == states[1] and states[0]["pending"]["due"] == 14
+
+
+def test_an_epoch_late_in_the_background(tmp_path: Path) -> None:
+    """The multipliers of an epoch are of the weights one epoch before; ages are on file."""
+    logger = CSVLogger(tmp_path)
+    late = TempBalanceCallback(delay=1, moved=0.9, max_age=2)
+    model = Plain(cosine)
+    seen: list[dict[str, float | None]] = []
+
+    class Look(pl.Callback):
+        def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+            seen.append({x.name: x.alpha for x in tb.analyze(pl_module)})
+
+    trainer(tmp_path, Look(), late, epochs=4, logger=logger).fit(model, loader())
+    found = history_of(tmp_path)
+    # Layers that did not move by 90% are kept twice: measured at the start of epoch 3 again,
+    # which would take effect in epoch 4.
+    assert [row["age"] for row in found if row["layer"] == "net.3"] == ["0", "1", "2"]
+    assert late.balancers[0].pending == 4
+    assert late.balancers[0].alphas == seen[0]
 
 
 @pytest.mark.parametrize("name", ["none", "cosine", "lambda", "onecycle", "sequential"])

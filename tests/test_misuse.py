@@ -21,7 +21,7 @@ from torch.nn.utils import parametrizations, prune
 from torch.optim import lr_scheduler as lrs
 
 import tempbalance as tb
-from tempbalance import BalanceWarning, StepHooks, TempBalanceLR, balance
+from tempbalance import BalanceWarning, StepHooks, TempBalanceLR, attempt
 
 pytestmark = pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
 
@@ -567,14 +567,14 @@ def test_a_measurement_that_raises_costs_only_its_layer(error: Any, monkeypatch:
     model = net()
     optimizer = sgd(model)
     scheduler = TempBalanceLR(optimizer, model)
-    whole = balance.measure
+    whole = attempt.measure
 
     def failing(layers: Any, **options: Any) -> Any:
         if any(layer.name == "3" for layer in layers):
             raise error
         return whole(layers, **options)
 
-    monkeypatch.setattr(balance, "measure", failing)
+    monkeypatch.setattr(attempt, "measure", failing)
     with pytest.warns(BalanceWarning, match="layer '3' could not be measured.*base learning rate"):
         scheduler.step()
     assert set(scheduler.multipliers) == {"0", "8", "10"} and scheduler.layer_rates["3"] == 0.1

@@ -82,7 +82,7 @@ def test_hand_worked_rates() -> None:
     alphas = {"0": 2.0, "3": 3.0, "8": 4.0, "10": 6.0}
     factors = scheduler.balancer.assign(list(alphas.values())).tolist()
     assert factors == [0.5, 0.75, 1.0, 1.5]
-    scheduler.balancer._target = dict(zip(alphas, factors, strict=True))
+    scheduler.balancer._ramp.target = dict(zip(alphas, factors, strict=True))
     optimizer.step()
     scheduler.step()  # 0.1
     assert rates(optimizer) == pytest.approx([0.05, 0.075, 0.1, 0.15], abs=1e-15)

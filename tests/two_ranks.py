@@ -82,6 +82,114 @@ def fsdp2(rank: int) -> dict[str, Any]:
     }
 
 
+def background(rank: int) -> dict[str, Any]:
+    """Measured beside the training; one rank alone saves in the middle, and all resume from it."""
+    from tempbalance.layers import find_layers
+
+    model = nn.parallel.DistributedDataParallel(net())
+    layers = find_layers(model).layers
+    options: dict[str, Any] = {"every": 3, "delay": 2, "max_overhead": 0.9}
+    balancers = [tb.Balancer(model, **options)]
+    balancers[0].begin()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    expected, seen, again = [], [], []
+    for tick in range(1, 12):
+        train_step(model, optimizer, 2 * tick + rank)
+        expected.append({r.name: r.alpha for r in engine.measure(layers, group=dist.group.WORLD)})
+        for balancer in balancers:
+            balancer.step()
+        seen.append(balancers[0].alphas)
+        again.append(balancers[-1].alphas)
+        if tick == 4:
+            states = [balancers[0].state_dict() if rank == 0 else None]
+            dist.barrier()  # the other rank has no part in it
+            dist.broadcast_object_list(states)
+            balancers.append(tb.Balancer(model, **options))
+            balancers[1].load_state_dict(states[0])
+            again = list(seen)
+        if tick == 10:
+            balancers[0].update()  # lets go of the one under way
+    return {
+        "pending": states[0]["pending"]["due"],
+        "expected": expected,
+        "seen": seen,
+        "again": again,
+        "multipliers": balancers[1].multipliers,
+        "measurements": [b.measurements for b in balancers],
+    }
+
+
+def background_fsdp2(rank: int) -> dict[str, Any]:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh("cpu", (2,))
+    model = net()
+    model[1], model[4] = nn.Identity(), nn.Identity()
+    for layer in (model[3], model[8], model[10]):
+        fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    scheduler = tb.TempBalanceLR(
+        optimizer, model, every=2, delay=1, moved=0.03, max_age=3, per_update=2
+    )
+    ages, whole, alphas = [], [], []
+    for i in range(12):
+        train_step(model, optimizer, i)
+        scheduler.step()
+        ages.append(scheduler.balancer.ages)
+        alphas.append(scheduler.alphas)
+        whole.append({layer.name: layer.alpha for layer in tb.analyze(model)})
+    state = scheduler.state_dict()
+    scheduler.detach()
+    return {"ages": ages, "alphas": alphas, "whole": whole, "state": state["balancer"]}
+
+
+def background_failure(rank: int) -> dict[str, Any]:
+    import threading
+
+    model = nn.parallel.DistributedDataParallel(net())
+    balancer = tb.Balancer(model, every=2, delay=1)
+    balancer.begin()
+    balancer.step()
+    whole = engine.spectra
+
+    def failing(*arguments: Any) -> Any:
+        if rank == 1 and threading.current_thread() is not threading.main_thread():
+            raise torch.OutOfMemoryError("no room")
+        return whole(*arguments)
+
+    engine.spectra = failing
+    balancer.step()
+    try:
+        balancer.step()
+    except Exception as error:
+        return {"error": f"{type(error).__name__}: {error}"}
+    return {"error": None}
+
+
+def overhead(rank: int) -> dict[str, Any]:
+    """Ranks whose clocks disagree measure at the same ticks."""
+    from tempbalance import overhead
+
+    now = [0.0]
+    overhead.clock = lambda: now[0]
+    whole = engine.spectra
+
+    def timed(*arguments: Any) -> Any:
+        now[0] += 0.1 + rank
+        return whole(*arguments)
+
+    engine.spectra = timed
+    model = nn.parallel.DistributedDataParallel(net())
+    balancer = tb.Balancer(model, every=2, max_overhead=0.1)
+    balancer.begin()
+    for _ in range(30):
+        now[0] += 1.0
+        balancer.step()
+    return {"interval": balancer.interval, "measured": balancer.measured_at}
+
+
 def lightning(rank: int) -> dict[str, Any]:
     import lightning.pytorch as pl
     from lightning_modules import Plain, loader
@@ -161,7 +269,16 @@ def lightning_fsdp2(rank: int) -> dict[str, Any]:
     }
 
 
-CASES = {"ddp": ddp, "fsdp2": fsdp2, "lightning": lightning, "lightning_fsdp2": lightning_fsdp2}
+CASES = {
+    "ddp": ddp,
+    "fsdp2": fsdp2,
+    "background": background,
+    "background_fsdp2": background_fsdp2,
+    "background_failure": background_failure,
+    "overhead": overhead,
+    "lightning": lightning,
+    "lightning_fsdp2": lightning_fsdp2,
+}
 
 
 def main() -> None:

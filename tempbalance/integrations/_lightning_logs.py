@@ -71,15 +71,19 @@ class RunLog:
     ) -> None:
         """Write a measurement that was just made to file and loggers."""
         alphas = {name: alpha for b in balancers for name, alpha in b.alphas.items()}
-        self._seen.update(name for name, alpha in alphas.items() if alpha is not None)
+        ages = {name: age for b in balancers for name, age in b.ages.items()}
+        leaves_out = any(b.savings for b in balancers)
+        self._seen.update(
+            name for name, alpha in alphas.items() if alpha is not None and not ages.get(name)
+        )
         if not trainer.loggers or not trainer.is_global_zero:
             return
         if self._folder is not None:
             epoch, step = trainer.current_epoch, trainer.global_step
-            history.append(self._folder, epoch, step, alphas, multipliers, rates)
+            history.append(self._folder, epoch, step, alphas, multipliers, rates, ages)
         if self.curves == "none":
             return
-        figures = history.summary(alphas, multipliers)
+        figures = history.summary(alphas, multipliers, ages if leaves_out else None)
         if self.curves == "layers" or (self.curves == "auto" and len(alphas) <= _CURVES):
             figures |= history.by_layer(alphas, multipliers, rates)
         elapsed = time.perf_counter() - self._began

@@ -40,7 +40,7 @@ class TempBalanceTrainerCallback(TrainerCallback):
             multiplier to the Trainer's ``log_history`` and to a W&B run where there is one,
             ``"layers"`` also those of every layer, ``"none"`` nothing.
         options: as for :class:`~tempbalance.hooks.StepHooks` (``windows``, ``fit``, ``assign``,
-            ``min_eigs``, ``fused``, ...), in optimizer steps.
+            ``min_eigs``, ``fused``, ``delay``, ``max_overhead``, ...), in optimizer steps.
 
     The balancer's state is in the checkpoint's ``trainer_state.json``; a run resumes from it with
     the same multipliers. The learning rate in the Trainer's logs is the schedule's own.
@@ -92,7 +92,8 @@ class TempBalanceTrainerCallback(TrainerCallback):
         if self.log == "none":
             return
         alphas, multipliers = self.hooks.alphas, self.hooks.multipliers
-        figures = history.summary(alphas, multipliers)
+        balancer = self.hooks.balancer
+        figures = history.summary(alphas, multipliers, balancer.ages if balancer.savings else None)
         if self.log == "layers":
             figures |= history.by_layer(alphas, multipliers, {})
         named = {f"tempbalance/{name}": value for name, value in figures.items()}

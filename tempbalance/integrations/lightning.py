@@ -56,8 +56,8 @@ class TempBalanceCallback(pl.Callback):
             what a random matrix reads) and those that never left the random spectrum; only layers
             that were measured twice or more.
         options: as for :class:`~tempbalance.scheduler.TempBalanceLR` (``windows``, ``fit``,
-            ``assign``, ``start``, ``stop``, ...); ``start``, ``stop`` and ``ramp`` are in epochs,
-            or in optimizer steps with ``every_n_steps``.
+            ``assign``, ``start``, ``stop``, ``delay``, ``max_overhead``, ...); ``start``, ``stop``,
+            ``ramp`` and ``delay`` are in epochs, or in optimizer steps with ``every_n_steps``.
 
     Raises:
         ValueError, TypeError: for options out of range or unknown.

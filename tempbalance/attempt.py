@@ -1,0 +1,164 @@
+"""Attempt: measure layers, leaving out those that fail, here or from a snapshot in the background.
+
+A failure is a result too, so that a measurement made elsewhere and later is taken in as one made
+on the spot, and can be written to a checkpoint.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from tempbalance.farms import Windows
+from tempbalance.layers import Layer
+from tempbalance.measure import LayerRecord, Measurement, Outcome, measure
+from tempbalance.powerlaw import Fit
+from tempbalance.ranks import largest
+
+logger = logging.getLogger("tempbalance")
+
+Progress = Callable[[float], None]
+
+
+@dataclass(frozen=True)
+class Method:
+    """How layers are measured; see :func:`tempbalance.measure.measure`."""
+
+    windows: Windows
+    fit: Fit
+    min_eigs: int
+    budget: int
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.__dict__)
+
+
+@dataclass(frozen=True)
+class Result:
+    """Records of the layers that were measured; of the others, by name, what went wrong."""
+
+    records: list[LayerRecord]
+    failures: dict[str, str] = field(default_factory=dict)
+
+    def plain(self) -> dict[str, Any]:
+        """Numbers, strings, lists and dicts, without the eigenvalues."""
+        rows = [
+            {**asdict(replace(r, eigenvalues=None)), "outcome": r.outcome.value}
+            for r in self.records
+        ]
+        return {"records": rows, "failures": dict(self.failures)}
+
+    @classmethod
+    def from_plain(cls, state: Mapping[str, Any]) -> Result:
+        records = [
+            LayerRecord(**{**row, "outcome": Outcome(row["outcome"]), "shape": tuple(row["shape"])})
+            for row in state["records"]
+        ]
+        return cls(records, dict(state["failures"]))
+
+
+def attempt(
+    layers: Sequence[Layer],
+    method: Method,
+    group: dist.ProcessGroup | None = None,
+    progress: Progress | None = None,
+) -> Result:
+    """Measure layers; if that fails, one by one.
+
+    Raises:
+        Exception: whatever went wrong, with a group: the other ranks wait in a collective.
+    """
+    if not layers:
+        return Result([])
+    try:
+        return Result(measure(layers, **method.options, group=group, progress=progress))
+    except Exception as error:
+        if group is not None:
+            raise
+        if progress is not None:
+            progress(0.0)  # where the interpreter exits, threads fail to start: end here
+        logger.warning("measuring failed (%r); trying layer by layer", error)
+    records: list[LayerRecord] = []
+    failures: dict[str, str] = {}
+    for layer in layers:
+        try:
+            records += measure([layer], **method.options, progress=progress)
+        except Exception as error:
+            failures[layer.name] = repr(error)
+    return Result(records, failures)
+
+
+def attempt_later(
+    layers: Sequence[Layer],
+    method: Method,
+    group: dist.ProcessGroup | None,
+) -> Callable[[Progress], Result]:
+    """Copy the weights as they are now, and return what measures the copies, in any thread.
+
+    Args:
+        group: one that nothing else uses meanwhile. Of several ranks each copies what it measures;
+            a failure on one of them is raised on all.
+    """
+    if not layers:
+        return lambda _: Result([])
+    if group is None:
+        frozen, failures = [], {}
+        for layer in layers:
+            try:
+                frozen.append(_frozen(layer))
+            except Exception as error:  # what reads it is the user's, or a parametrization
+                failures[layer.name] = repr(error)
+
+        def alone(progress: Progress) -> Result:
+            result = attempt(frozen, method, progress=progress)
+            return Result(result.records, {**failures, **result.failures})
+
+        return alone
+
+    hook: list[Progress] = []
+    measurement = Measurement(
+        layers,
+        **method.options,
+        group=group,
+        snapshot=True,
+        progress=lambda done: hook[0](done),
+    )
+
+    def together(progress: Progress) -> Result:
+        hook.append(progress)
+        error: BaseException | None = None
+        try:
+            measurement.compute()
+        except BaseException as caught:
+            error = caught
+        failed = largest(torch.tensor([error is not None], dtype=torch.uint8), group)
+        if error is not None:
+            raise error
+        if failed.any():
+            raise RuntimeError("measuring the weights failed on another rank; see its error")
+        return Result(measurement.finish())
+
+    return together
+
+
+def precision_is_reduced() -> bool:
+    """Whether float32 products may run in TF32 or bf16.
+
+    Measuring switches that off, which torch can do for the whole process alone: beside a training
+    it would change the training, for as long as it happens to take.
+    """
+    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
+    return any(backend.fp32_precision in ("tf32", "bf16") for backend in backends)
+
+
+def _frozen(layer: Layer) -> Layer:
+    """The layer with a copy of its weight as it is now."""
+    weight = layer.read()
+    copy = weight if layer.copies else weight.clone()
+    return replace(layer, _read=lambda: copy, copies=False)

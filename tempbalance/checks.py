@@ -1,0 +1,93 @@
+"""Checks: options that are out of range and states that do not fit, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tempbalance.layers import Layer, Layers
+from tempbalance.units import Unit
+
+
+def check_options(
+    every: int, start: int, stop: int | None, ramp: int, min_eigs: int, unit: Unit, delay: int
+) -> None:
+    """Raises ValueError for an option of a balancer that is out of range, naming it."""
+    for name, value, least in (
+        ("every", every, 1),
+        ("start", start, 0),
+        ("ramp", ramp, 0),
+        ("min_eigs", min_eigs, 2),
+        ("delay", delay, 0),
+    ):
+        if not isinstance(value, int) or value < least:
+            raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+    if stop is not None and not (isinstance(stop, int) and stop > start):
+        raise ValueError(
+            f"stop must be an integer after start={start}, got {stop!r}; None never stops"
+        )
+    if delay > every:
+        raise ValueError(
+            f"delay={delay} is longer than every={every}: a measurement would begin before the "
+            f"last one takes effect. Use a delay of at most {every}, or a larger every"
+        )
+    if not callable(unit) and unit not in ("layer", "block", "type"):
+        raise ValueError(f"unit must be 'layer', 'block', 'type' or a function, got {unit!r}")
+
+
+def check_version(state: Mapping[str, Any], version: int) -> None:
+    """Raises ValueError for the state of another release."""
+    if state.get("version") != version:
+        raise ValueError(
+            f"this balancer state has version {state.get('version')!r}; this release of "
+            f"tempbalance reads version {version}"
+        )
+
+
+def check_layers(saved: Mapping[str, Any], layers: Sequence[Layer]) -> None:
+    """Raises ValueError if the saved layers (shapes by name) are not these, naming them."""
+    here = {layer.name: list(layer.shape) for layer in layers}
+    gone = [name for name in saved if name not in here]
+    new = [name for name in here if name not in saved]
+    changed = [
+        f"{n} ({saved[n]} in the checkpoint, {here[n]} here)"
+        for n in here
+        if n in saved and list(saved[n]) != here[n]
+    ]
+    differences = [
+        f"{what}: {some(names)}"
+        for what, names in (
+            ("only in the checkpoint", gone),
+            ("only in this model", new),
+            ("of another shape", changed),
+        )
+        if names
+    ]
+    if differences:
+        raise ValueError(
+            "the checkpoint balances other layers than this model. "
+            + "; ".join(differences)
+            + ". Build the same model, with the same skip_first, skip_last, min_eigs, exclude and "
+            "fused, and put the same parameters into the optimizer."
+        )
+
+
+def nothing_to_balance(
+    found: Layers, min_eigs: int, skip_first: bool, skip_last: bool, exclude: Sequence[str] = ()
+) -> str:
+    """Why no layer of a model is left to balance."""
+    if found.layers:
+        small = ", ".join(f"{x.name} ({x.eigenvalues})" for x in found.layers[:5])
+        return (
+            "no layer to balance: of the layers that can be measured none is left by the "
+            f"options (min_eigs={min_eigs}, skip_first={skip_first}, "
+            f"skip_last={skip_last}, exclude={list(exclude)}) or has parameters in the "
+            f"optimizer. Measurable layers and their numbers of eigenvalues: {small}"
+        )
+    reasons = "; ".join(f"{s.name}: {s.reason}" for s in found.skipped[:5])
+    return f"no layer to balance: the model has no weight matrix ({reasons or 'no parameter'})"
+
+
+def some(names: Sequence[str]) -> str:
+    """The first names of a list, and how many more there are."""
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -1,0 +1,58 @@
+"""Messages: layers that could not be measured, each named once, and what else is said once."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+
+from tempbalance.attempt import Result
+from tempbalance.checks import some
+
+logger = logging.getLogger("tempbalance")
+
+# As many layers that fail at once have a warning each.
+_WARNINGS = 5
+
+
+class BalanceWarning(UserWarning):
+    """A layer could not be measured and keeps its base learning rate."""
+
+
+class Messages:
+    """What a run has been told.
+
+    Attributes:
+        named: layers whose trouble is known.
+    """
+
+    def __init__(self) -> None:
+        self.named: set[str] = set()
+        self._said: set[str] = set()
+
+    def report(self, result: Result) -> None:
+        """Warn of layers without an alpha that were not named before."""
+        for name, error in result.failures.items():
+            if name not in self.named:
+                _warn(f"layer {name!r} could not be measured: {error}")
+        new = [r for r in result.records if not r.outcome.measured and r.name not in self.named]
+        self.named.update(result.failures, (r.name for r in new))
+        if len(new) > _WARNINGS:
+            warnings.warn(
+                f"{len(new)} layers cannot be measured and keep their base learning rate: "
+                f"{some([r.name for r in new])}. The first: {new[0].message}",
+                BalanceWarning,
+                stacklevel=6,
+            )
+            return
+        for record in new:
+            _warn(record.message)
+
+    def once(self, text: str, *values: float) -> None:
+        """Log a warning that was not logged before, whatever its values."""
+        if text not in self._said:
+            self._said.add(text)
+            logger.warning(text, *values)
+
+
+def _warn(text: str) -> None:
+    warnings.warn(f"{text}. It keeps its base learning rate.", BalanceWarning, stacklevel=7)

@@ -1,0 +1,56 @@
+"""Ranks: the processes that share a measurement, and what they must agree on."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from tempbalance.layers import Layers
+
+
+def found_group(model: nn.Module, found: Layers) -> dist.ProcessGroup | None:
+    """Ranks that hold the same model and step together, where that can be seen."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return None
+    for module in model.modules():
+        if isinstance(module, nn.parallel.DistributedDataParallel):
+            return module.process_group
+    sharded = any(hasattr(p, "full_tensor") for x in found.layers for p in x.tensors())
+    return dist.group.WORLD if sharded else None
+
+
+def largest(values: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    """The largest of every rank's values, by place: on the host, the same on every rank.
+
+    One read of the device. A collective: every rank of the group must call.
+    """
+    if group is None:
+        return values.cpu()
+    nccl = "nccl" in dist.get_backend(group)
+    shared = values.detach().to(
+        torch.device("cuda", torch.cuda.current_device()) if nccl else "cpu"
+    )
+    shared = shared.clone()
+    dist.all_reduce(shared, dist.ReduceOp.MAX, group=group)
+    return shared.cpu()
+
+
+def side_group(group: dist.ProcessGroup) -> dist.ProcessGroup:
+    """A gloo group of the same ranks, for exchanges in a thread beside the training.
+
+    Collectives of two threads on one group could meet in another order on another rank. It lives
+    until ``destroy_process_group``. A collective: every rank of the group must call.
+
+    Raises:
+        RuntimeError: where torch has no gloo.
+    """
+    if not dist.is_gloo_available():
+        raise RuntimeError(
+            "delay on several ranks exchanges its results by gloo, which this torch was built "
+            "without: use delay=0"
+        )
+    ranks = dist.get_process_group_ranks(group)
+    side = dist.new_group(ranks, backend="gloo", use_local_synchronization=True)
+    assert isinstance(side, dist.ProcessGroup)  # another number on ranks that are not in it
+    return side
