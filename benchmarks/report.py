@@ -19,6 +19,7 @@ from tempbalance import Farms
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "benchmarks.md"
 DEVICES = ("cpu", "cuda")
+_FORMS = ("library", "torch", "graph", "triton")
 Files = dict[str, dict[str, Any] | None]
 
 
@@ -212,6 +213,20 @@ def _groups(files: Files) -> list[str]:
             _table(header, rows)]  # fmt: skip
 
 
+def _eigensolver(files: Files) -> list[str]:
+    rows = []
+    for device, content in files.items():
+        by_case: dict[str, dict[str, Any]] = {}
+        for row in content["cases"] if content else ():
+            by_case.setdefault(row["case"], {})[row["form"]] = row
+        for case, forms in by_case.items():
+            cells = [f"{forms[f]['ms']:.2f}" if "ms" in forms.get(f, {}) else "" for f in _FORMS]
+            rows.append((device.upper(), case, *cells))
+    return ["Milliseconds for the eigenvalues of `batch x n` matrices, or of all windows of a "
+            "network: the library's `eigvalsh`, and each form of our own.",
+            _table(("", "case", *_FORMS), rows)]  # fmt: skip
+
+
 def _model(folder: Path) -> list[str]:
     rates: Rates = measured("cuda", folder) or Roofline()
     a = model.Assumptions()
@@ -257,6 +272,7 @@ SECTIONS: tuple[tuple[str, str, Callable[[Files], list[str]]], ...] = (
     ("memory", "Memory", _memory),
     ("ranks", "One and two ranks", _ranks),
     ("growth", "Growth", _growth),
+    ("eigensolver", "Eigenvalues of a batch", _eigensolver),
 )
 
 

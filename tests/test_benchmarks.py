@@ -173,6 +173,7 @@ def test_only_the_read_may_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     run = engine.measure
 
     monkeypatch.setattr(on_cuda, "_debug_mode", mode)
+    torch.manual_seed(0)  # a spectrum without a second look
     layers = find_layers(nn.Linear(20, 20)).layers
     seen: list[str] = []
     read, table = engine.read_back, engine.table
@@ -450,6 +451,17 @@ def test_the_page_has_every_figure_and_names_what_is_missing(figures: Path, tmp_
             width = 0
     empty = report.text(tmp_path)
     assert "not run (not yet): `python -m benchmarks.measure --device cpu`" in empty
+
+
+def test_eigensolver_figures_have_a_section(tmp_path: Path) -> None:
+    machine = {"gpu": "X1", "cpu": "", "torch": "2", "threads": 1, "load_average": 0,
+               "load_average_after": 0, "commit": "abc"}  # fmt: skip
+    cases = [{"case": "56 x 64", "form": "library", "ms": 4.5},
+             {"case": "56 x 64", "form": "triton", "note": "no triton"}]  # fmt: skip
+    (tmp_path / "eigensolver_cuda.json").write_text(
+        json.dumps({"machine": machine, "cases": cases})
+    )
+    assert "| CUDA | 56 x 64 | 4.50 |  |  |  |" in report.text(tmp_path)
 
 
 def test_one_command_runs_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
