@@ -53,7 +53,6 @@ class Job(Generic[T]):
 
         def run() -> tuple[T, float]:
             wait(earlier)
-            earlier.clear()
             started = time.perf_counter()
             with _on(streams):
                 result = work(progress)

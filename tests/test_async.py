@@ -178,6 +178,16 @@ def test_the_first_measurement_has_no_delay(start: int) -> None:
     assert balancer.measurements == 1 and balancer.pending is None
 
 
+def test_nothing_is_begun_that_would_come_too_late() -> None:
+    balancer = Balancer(stack(), every=2, delay=2, stop=6)
+    balancer.begin()
+    begun = []
+    for _ in range(6):
+        balancer.step()
+        begun.append(balancer.pending)
+    assert begun == [None, 4, 4, None, None, None]
+
+
 def test_refused() -> None:
     with pytest.raises(ValueError, match="delay=3 is longer than every=2.*at most 2"):
         Balancer(stack(), every=2, delay=3)

@@ -102,6 +102,13 @@ def test_the_sketch_sees_every_change(kind: str, spread: float, threshold: float
     assert errors.square().mean().sqrt() < (3 * spread if kind == "constant" else 1.3 * spread)
 
 
+def test_the_sketch_sees_a_change_of_the_diagonal() -> None:
+    """Far off if both sides of the weight had the same signs."""
+    before = torch.randn(200, 200, generator=torch.Generator().manual_seed(0))
+    now = before + 0.1 * torch.eye(200)
+    assert estimate(now, before) == pytest.approx(exact(now, before), rel=0.05)
+
+
 def test_the_sketch_leaves_scale_out_and_sees_what_is_not_finite() -> None:
     weight = torch.randn(40, 30)
     assert estimate(weight * 0.5, weight) < 1e-6
@@ -258,6 +265,25 @@ def test_what_has_no_alpha_is_looked_at_again(monkeypatch: pytest.MonkeyPatch) -
         balancer.step()
     assert seen == [["1"], ["1", "4"]]
     assert balancer.alphas["1"] is not None and balancer.alphas["4"] is None
+
+
+def test_a_layer_that_failed_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    balancer = Balancer(stack(), moved=0.01)
+    whole = attempt.measure
+
+    def failing(layers: Any, **options: Any) -> Any:
+        if any(layer.name == "3" for layer in layers):
+            raise torch.OutOfMemoryError("no room")
+        return whole(layers, **options)
+
+    monkeypatch.setattr(attempt, "measure", failing)
+    with pytest.warns(tb.BalanceWarning):
+        balancer.begin()
+    monkeypatch.setattr(attempt, "measure", whole)
+    seen = measured(monkeypatch)
+    balancer.step()
+    balancer.step()
+    assert seen == [["3"]] and "3" in balancer.multipliers
 
 
 def test_layers_frozen_and_unfrozen(monkeypatch: pytest.MonkeyPatch) -> None:
