@@ -377,7 +377,7 @@ class Balancer:
 
     def _let_devices_finish(self) -> None:
         """Work that training has queued is none of a measurement's cost."""
-        for device in {p.device for layer in self.layers for p in layer.tensors()}:
+        for device in {p.device for p in self._model.parameters()}:
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
 

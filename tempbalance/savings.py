@@ -144,6 +144,7 @@ class Ages:
             for layer in layers
             if alphas.get(layer.name) is not None
             and layer.name in self._sketches
+            and layer.name in current
             and self.ages.get(layer.name, self.savings.oldest) < self.savings.oldest
         ]
         by_device: dict[torch.device, list[str]] = {}

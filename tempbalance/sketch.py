@@ -34,6 +34,8 @@ _SEEDS = (20260101, 20260202)
 def sketches(layers: Sequence[Layer]) -> dict[str, Tensor]:
     """The sketch (64, 64) of each layer's weight by name, float32, on the weight's device.
 
+    (On the CPU for devices without float64.)
+
     Reads every weight: sharded ones are gathered, one after another, on every rank.
     """
     signs = _Signs()
@@ -41,7 +43,8 @@ def sketches(layers: Sequence[Layer]) -> dict[str, Tensor]:
     for layer in layers:
         weight = layer.read()
         with torch.no_grad(), full_precision(weight.device.type):
-            out[layer.name] = _sketch(weight, signs)
+            sketch = _sketch(weight, signs)
+        out[layer.name] = sketch if weight.device.type in ("cpu", "cuda") else sketch.cpu()
     return out
 
 

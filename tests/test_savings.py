@@ -286,6 +286,20 @@ def test_a_layer_that_failed_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> 
     assert seen == [["3"]] and "3" in balancer.multipliers
 
 
+def test_a_layer_that_cannot_be_read_any_more() -> None:
+    model = stack()
+    balancer = Balancer(model, moved=0.01)
+    balancer.begin()
+
+    def no_room() -> Any:
+        raise torch.OutOfMemoryError("no room")
+
+    object.__setattr__(balancer.layers[3], "_read", no_room)
+    with pytest.warns(tb.BalanceWarning, match="layer '3' could not be measured.*no room"):
+        balancer.step()
+    assert set(balancer.multipliers) == {"0", "1", "2", "4"}
+
+
 def test_layers_frozen_and_unfrozen(monkeypatch: pytest.MonkeyPatch) -> None:
     model = stack()
     balancer = Balancer(model, per_update=2, moved=0.5, max_age=50)
