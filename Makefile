@@ -29,9 +29,8 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(STAMP)  ## time of a measurement, and what many param groups cost
-	$(BIN)/python -m benchmarks.measure
-	$(BIN)/python -m benchmarks.optimizer_groups
+bench: $(STAMP)  ## every speed that is claimed, measured again: docs/benchmarks.md
+	$(BIN)/python -m benchmarks.all
 
 # torch and torchvision together and plainly: a CPU-only torch may not fit torchvision.
 $(STAMP): pyproject.toml

@@ -35,7 +35,10 @@ def load() -> float | None:
 
 
 def commit() -> str | None:
-    """The checked-out commit, with ``+`` where files differ from it; None without git."""
+    """The checked-out commit, with ``+`` where files differ from it.
+
+    Without git (a copy of the files on another machine) what ``TEMPBALANCE_COMMIT`` says, or None.
+    """
     here = Path(__file__).parent
     try:
         head, status = (
@@ -46,7 +49,7 @@ def commit() -> str | None:
             )
         )
     except (OSError, subprocess.CalledProcessError):
-        return None
+        return os.environ.get("TEMPBALANCE_COMMIT")
     return head.strip() + ("+" if status.strip() else "")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ from torch import nn
 
 from tempbalance import Farms
 from tempbalance.farms import Windows
+from tempbalance.layers import find_layers
 
 
 @dataclass(frozen=True)
@@ -49,9 +51,10 @@ def resnet(depth: int) -> nn.Module:
     return _Shapes([*layers, nn.Linear(512, 100)])
 
 
-def vgg16() -> nn.Module:
-    """The CIFAR VGG-16: thirteen convolutions and one linear layer."""
-    widths = (64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512)
+def vgg(depth: int) -> nn.Module:
+    """The CIFAR VGG-16 or VGG-19: convolutions and one linear layer."""
+    deep = {16: 3, 19: 4}[depth]
+    widths = (64, 64, 128, 128, *[256] * deep, *[512] * (2 * deep))
     inputs = (3, *widths[:-1])
     layers = [_conv(i, o) for i, o in zip(inputs, widths, strict=True)]
     return _Shapes([*layers, nn.Linear(512, 100)])
@@ -85,9 +88,9 @@ class _Spectral(nn.Module):
         self.weight = nn.Parameter(weight)
 
 
-def fno_weights() -> nn.Module:
-    """The eight spectral weights of the published 2-D FNO: width 20, 12 x 12 modes."""
-    return _Shapes(_Spectral(20, 12) for _ in range(8))
+def fno_weights(width: int) -> nn.Module:
+    """The eight spectral weights of a 2-D FNO, 12 x 12 modes; published with width 20."""
+    return _Shapes(_Spectral(width, 12) for _ in range(8))
 
 
 def neuraloperator_fno() -> nn.Module:
@@ -108,24 +111,36 @@ _SQUARES = Farms.released_linear(768, 1.0, stride=768)
 NETWORKS: dict[str, Network] = {
     n.name: n
     for n in (
-        Network("resnet18", lambda: resnet(18), _BLOCKS, 3.0),
-        Network("resnet34", lambda: resnet(34), _BLOCKS, 3.0),
-        Network("vgg16", vgg16, _BLOCKS, 3.0),
-        Network("wrn28_10", wide_resnet_28_10, _BLOCKS, 3.2, "convolutions"),
-        Network("gpt2", lambda: gpt2_blocks(2), _SQUARES, 2.3, "two of GPT-2 small's 12 blocks"),
-        Network("gpt2_full", lambda: gpt2_blocks(12), _SQUARES, 2.3, "all 12 blocks"),
-        Network("fno", fno_weights, _BLOCKS, 2.5, "8 weights 20x20x12x12"),
+        Network("resnet18", lambda: resnet(18), _BLOCKS, 3.3),
+        Network("resnet34", lambda: resnet(34), _BLOCKS, 3.3),
+        Network("vgg16", lambda: vgg(16), _BLOCKS, 3.3),
+        Network("vgg19", lambda: vgg(19), _BLOCKS, 3.3),
+        Network("wrn28_10", wide_resnet_28_10, _BLOCKS, 3.6, "convolutions"),
+        Network("gpt2", lambda: gpt2_blocks(2), _SQUARES, 2.5, "two of GPT-2 small's 12 blocks"),
+        Network("gpt2_full", lambda: gpt2_blocks(12), _SQUARES, 2.5, "all 12 blocks"),
+        Network("fno", lambda: fno_weights(20), _BLOCKS, 2.5, "8 weights 20x20x12x12"),
+        Network("fno64", lambda: fno_weights(64), _BLOCKS, None, "8 weights 64x64x12x12"),
         Network("neuralop_fno", neuraloperator_fno, _BLOCKS, None, "width 64, 16x16 modes"),
     )
 }
 
 
+@torch.no_grad()
 def trained_like(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Scale the rows of every weight by log-normal factors, for spectra with heavy tails."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for p in model.parameters():
-            if p.ndim >= 2:
-                shape = (p.shape[0], *[1] * (p.ndim - 1))
-                p.mul_(torch.exp(0.7 * torch.randn(shape, generator=generator)))
+    """Add to every matrix a low-rank part whose singular values fall by a power law.
+
+    An eighth of the rank; the largest spike is 1 to 5 times the edge of the random part, another
+    factor for each layer, so that some spectra reach far enough to need a second look in float64.
+    """
+    random = torch.Generator().manual_seed(seed)
+    for layer in find_layers(model).layers:
+        weight = layer.read()  # (S, rows, cols), a view of the parameter
+        slices, rows, cols = weight.shape
+        rank = max(1, min(rows, cols) // 8)
+        edge = float(weight.abs().square().mean().sqrt()) * (math.sqrt(rows) + math.sqrt(cols))
+        factor = 5 ** float(torch.rand((), generator=random))
+        spikes = factor * edge / torch.arange(1, rank + 1).sqrt()
+        left = torch.randn(slices, rows, rank, generator=random) / math.sqrt(rows)
+        right = torch.randn(slices, rank, cols, generator=random) / math.sqrt(cols)
+        weight += ((left * spikes) @ right).to(weight.dtype)
     return model

@@ -12,26 +12,22 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
 import statistics
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
-from benchmarks.machine import describe, load
+from benchmarks.clocks import compare
+from benchmarks.command import Record, console, no_cuda, parser, progress, threads_kept
 from tempbalance import Constant, StepHooks, TempBalanceLR
 
-RESULTS = Path(__file__).parent / "results"
 TARGET = 0.01  # of a training step
 _NEVER = 10**9
 _WAYS = ("one group", "TempBalanceLR", "StepHooks")
@@ -90,60 +86,53 @@ IMPLEMENTATIONS: dict[str, dict[str, bool]] = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark; 1 if ``--check`` and a share is above 1% of a training step."""
     options = _parse(argv)
+    if reason := no_cuda(options.device):
+        print(reason)
+        return 1
     device = torch.device(options.device)
-    console = Console()
-    if not console.is_terminal:  # a pipe has no width to fit into
-        console = Console(width=140)
-    machine = describe(options.device)
+    out, record = console(), Record("optimizer_groups", options.device)
     rows: list[dict[str, Any]] = []
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        kinds = len(OPTIMIZERS) * len(IMPLEMENTATIONS)
-        task = bar.add_task("", total=len(options.networks) * kinds)
+    kinds = len(OPTIMIZERS) * len(IMPLEMENTATIONS)
+    with progress(len(options.networks) * kinds) as step, threads_kept():
         for name in options.networks:
             try:
-                rows += _network(name, device, options, lambda: bar.advance(task))
+                rows += _network(name, device, options, step)
             except ImportError as error:
-                console.print(f"{name}: not run: {error}")
-    machine["load_average_after"] = load()
-    content = {"machine": machine, "repeats": options.repeats, "target": TARGET, "rows": rows}
-    file = Path(options.json or RESULTS / f"optimizer_groups_{options.device}.json")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    _print(console, machine, rows, options.repeats)
-    console.print(f"written to {file}", highlight=False)
+                out.print(f"{name}: not run: {error}")
+    file = record.save(rows, {"repeats": options.repeats, "target": TARGET}, options.json)
+    _print(out, record.machine, rows, options.repeats)
+    out.print(f"written to {file}", highlight=False)
     missed = [row for row in rows if row["share"]["TempBalanceLR"] > TARGET]
     return int(bool(options.check and missed))
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.optimizer_groups",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--networks", nargs="+", choices=CASES, default=list(CASES))
-    parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--json", metavar="FILE", help="default: benchmarks/results/")
-    parser.add_argument("--check", action="store_true", help="fail above 1% of a training step")
-    return parser.parse_args(argv)
+    made = parser("optimizer_groups", __doc__)
+    made.add_argument("--networks", nargs="+", choices=CASES, help="default: two; all when full")
+    made.add_argument("--repeats", type=int, help="default: 7; 15 when full")
+    made.add_argument("--check", action="store_true", help="fail above 1% of a training step")
+    options = made.parse_args(argv)
+    quick = ["resnet18", "transformer300"]
+    options.networks = options.networks or (list(CASES) if options.full else quick)
+    options.repeats = options.repeats or (15 if options.full else 7)
+    return options
 
 
 def _network(
-    name: str, device: torch.device, options: argparse.Namespace, advance: Callable[[], None]
+    name: str, device: torch.device, options: argparse.Namespace, step: Callable[[str], None]
 ) -> list[dict[str, Any]]:
     case = CASES[name]
     torch.manual_seed(0)
     model = case.build().to(device)
     work = _forward_backward(model, case.batch().to(device))
-    passes = _compare({"passes": work}, 3, device)["passes"]  # leaves gradients behind
+    passes = compare({"passes": work}, 3, device)["passes"]  # leaves gradients behind
     rows = []
     for kind, make in OPTIMIZERS.items():
         for way, how in IMPLEMENTATIONS.items():
+            step(f"{name}, {kind} {way}")
             ways, groups = _optimizers(model, functools.partial(make, **how))
-            times = _compare(ways, options.repeats, device)
+            times = compare(ways, options.repeats, device)
             rows.append(_row(name, kind, way, groups, times, passes))
-            advance()
     return rows
 
 
@@ -196,33 +185,6 @@ def _row(
         row["ratio"][way] = statistics.median(a / b for a, b in pairs)
         row["share"][way] = statistics.median(a - b for a, b in pairs) / whole
     return row
-
-
-def _compare(
-    works: Mapping[str, Callable[[], object]], repeats: int, device: torch.device
-) -> dict[str, list[float]]:
-    """Seconds of each, ``repeats`` times in turn, the order reversed each time."""
-    times: dict[str, list[float]] = {name: [] for name in works}
-    for work in works.values():
-        work()
-    for i in range(repeats):
-        for name in list(works) if i % 2 == 0 else reversed(list(works)):
-            times[name].append(_seconds(works[name], device))
-    return times
-
-
-def _seconds(work: Callable[[], object], device: torch.device) -> float:
-    if device.type != "cuda":
-        start = time.perf_counter()
-        work()
-        return time.perf_counter() - start
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    torch.cuda.synchronize()
-    begin.record()
-    work()
-    end.record()
-    torch.cuda.synchronize()
-    return begin.elapsed_time(end) / 1000
 
 
 def _print(

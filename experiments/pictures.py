@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 BLOCKS = " ▁▂▃▄▅▆▇█"
 
 
-def _figure(width: float, height: float) -> Figure:
+def blank(width: float, height: float) -> Figure:
+    """An empty figure, in inches, that needs no display."""
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
@@ -37,7 +38,7 @@ def differences(report: Report, path: Path) -> None:
     cells = list({id(row.cell): row.cell for row in report.rows}.values())
     groups = [[row for row in report.rows if row.cell is cell] for cell in cells]
     heights = [max(2, len(group)) for group in groups]
-    figure = _figure(7.5, 0.9 * len(cells) + 0.42 * sum(heights))
+    figure = blank(7.5, 0.9 * len(cells) + 0.42 * sum(heights))
     axes = figure.subplots(len(cells), 1, squeeze=False, height_ratios=heights)[:, 0]
     for axis, cell, group in zip(axes, cells, groups, strict=True):
         reference = cell.values(report.baseline)
@@ -121,7 +122,7 @@ def alphas(path: Path) -> Alphas | None:
 
 def heatmap(found: Alphas, path: Path, title: str = "") -> None:
     """Alpha of each layer over the epochs, layers from the top in their order."""
-    figure = _figure(7.5, 1.2 + 0.2 * len(found.layers))
+    figure = blank(7.5, 1.2 + 0.2 * len(found.layers))
     axis = figure.subplots()
     image = axis.imshow(found.values, aspect="auto", interpolation="nearest", cmap="viridis")
     size = 8 if len(found.layers) <= 40 else 5
@@ -139,7 +140,7 @@ def curves(
     series: Mapping[str, Sequence[Sequence[float]]], path: Path, label: str, title: str = ""
 ) -> None:
     """Mean over runs of a metric by epoch, a line a method, with the range of the runs shaded."""
-    figure = _figure(7.5, 4)
+    figure = blank(7.5, 4)
     axis = figure.subplots()
     for method, runs in series.items():
         length = min(map(len, runs))

@@ -1,6 +1,7 @@
 """Tables and a plot from the runs of a sweep.
 
     python -m experiments.report outputs/cifar100_resnet18 [MORE FOLDERS] --out report
+    python -m experiments.report                # docs/results.md, from the files of the study
 
 Mean and standard error over seeds of each method, its paired difference from uniform with a t
 interval, wins, wall time and the share of it spent measuring; as Markdown, CSV and a PNG.
@@ -25,6 +26,8 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import statistics
+from experiments.study_cells import CELLS
+from experiments.study_files import RESULTS
 from experiments.sweep import failures
 
 log = logging.getLogger(__name__)
@@ -326,12 +329,30 @@ def write(report: Report, out: Path) -> list[Path]:
     return paths
 
 
+def write_study(folder: Path = RESULTS) -> list[Path]:
+    """Write results.md beside the folder of the study's results, and its pictures; their paths."""
+    from experiments import study_pictures, study_table
+
+    images = folder.parent / "images"
+    images.mkdir(parents=True, exist_ok=True)
+    paths = [folder.parent / "results.md"]
+    found = [cell for cell in (study_table.read(c, folder) for c in CELLS.values()) if cell]
+    if found:
+        paths += [images / "study.png", images / "study_rates.png"]
+        study_pictures.overview(found, paths[1])
+        study_pictures.by_rate(found[0], paths[2])
+    paths[0].write_text(study_table.markdown(folder))  # names the pictures that are there
+    return paths
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; 1 where there is nothing to report."""
     parser = argparse.ArgumentParser(
         prog="python -m experiments.report", description="Tables and a plot from a sweep."
     )
-    parser.add_argument("outputs", nargs="+", type=Path, help="folders of runs, searched in depth")
+    parser.add_argument(
+        "outputs", nargs="*", type=Path, help="folders of runs, searched in depth; none: the study"
+    )
     parser.add_argument("--out", type=Path, help="where to write (default: the first folder)")
     parser.add_argument("--baseline", default="none", help="method to compare with (default: none)")
     parser.add_argument("--confidence", type=float, default=0.95, help="of the interval")
@@ -339,6 +360,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not 0 < chosen.confidence < 1:
         parser.error("--confidence must lie between 0 and 1")
     console = Console()
+    if not chosen.outputs:
+        _say(console, write_study())
+        return 0
     try:
         cells, notes = load(chosen.outputs)
     except (FileNotFoundError, ValueError) as error:
@@ -353,9 +377,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     for note in report.notes:
         console.print(f"- {note}", markup=False, highlight=False)
-    for path in write(report, chosen.out or chosen.outputs[0]):
-        console.print(f"written: {path}", markup=False, highlight=False, soft_wrap=True)
+    _say(console, write(report, chosen.out or chosen.outputs[0]))
     return 0
+
+
+def _say(console: Console, written: Iterable[Path]) -> None:
+    for path in written:
+        console.print(f"written: {path}", markup=False, highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -197,6 +197,7 @@ class Job:
         content = {**result, "fingerprint": self.fingerprint, "attempts": self.attempts}
         write_json(self.folder / "result.json", content)
         self._write(status="finished", error=None)
+        self.anew = False  # it is
 
     @property
     def attempts(self) -> int:

@@ -1,6 +1,7 @@
 """Layer-wise learning rates from the spectra of the weights (TempBalance with FARMS)."""
 
 from tempbalance.assign import (
+    Averaged,
     Clipped,
     Constant,
     Frozen,
@@ -24,6 +25,7 @@ from tempbalance.scheduler import TempBalanceLR
 __version__ = "0.1.0"
 
 __all__ = [
+    "Averaged",
     "BalanceWarning",
     "Balancer",
     "Clipped",

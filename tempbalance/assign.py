@@ -253,6 +253,20 @@ class Reversed(_Around):
 
 
 @dataclass(frozen=True)
+class Averaged(_Around):
+    """Every layer gets the mean of the multipliers: is it only the mean rate that changed?"""
+
+    def __call__(self, alphas: Alphas, kinds: Sequence[str] | None = None) -> Tensor:
+        values = _vector(alphas)
+        multipliers = self.map(values, kinds)
+        takes_part = _valid(values) if self.map.uses_alphas else torch.ones_like(values).bool()
+        if takes_part.any():
+            mean = multipliers[takes_part].mean()
+            multipliers = torch.where(takes_part, mean, multipliers)
+        return multipliers
+
+
+@dataclass(frozen=True)
 class Shuffled(_Around):
     """The same multipliers given to other layers, by one fixed permutation a seed.
 

@@ -7,6 +7,7 @@ it: call :meth:`Balancer.step` once for each tick of the clock, and read ``multi
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -53,6 +54,8 @@ class Balancer:
         skip_first, skip_last: leave out the first or last layer, in definition order among those
             that can be balanced.
         min_eigs: layers with fewer eigenvalues are not balanced and do not vote.
+        exclude: patterns of layers to leave alone, by name or type (``("lm_head", "SpectralConv",
+            "encoder.*")``): not measured, no vote, base rate.
         unit: what shares one rate: ``"layer"``, ``"block"`` (a numbered module, such as
             ``layer1.0`` or ``h.3``), ``"type"`` (the module's class), or a function from a layer's
             name to that of its unit. A unit votes with the mean alpha of its layers. Without
@@ -99,6 +102,7 @@ class Balancer:
         skip_first: bool = False,
         skip_last: bool = False,
         min_eigs: int = 10,
+        exclude: Iterable[str] = (),
         unit: Unit = "layer",
         normalize: bool = False,
         ramp: int = 0,
@@ -113,11 +117,14 @@ class Balancer:
         max_overhead: float | None = None,
     ) -> None:
         check_options(every, start, stop, ramp, min_eigs, unit, delay)
+        if isinstance(exclude, str):
+            raise ValueError(f"exclude takes a list of patterns: exclude=[{exclude!r}]")
         self.windows, self.fit = windows, fit
         self.assign = assign if clip is None else Clipped(assign, clip)
         self.every, self.start, self.stop, self.ramp = every, start, stop, ramp
         self.skip_first, self.skip_last = skip_first, skip_last
         self.min_eigs, self.unit, self.normalize = min_eigs, unit, normalize
+        self.exclude = tuple(exclude)
         self.fused, self.budget = fused, budget
         self.process_group, self.delay = process_group, delay
         self.savings = Savings(moved, max_age, per_update)
@@ -139,7 +146,9 @@ class Balancer:
         self.layers: tuple[Layer, ...]
         self.refresh(parameters)
         if not self.layers:
-            raise ValueError(nothing_to_balance(self.found, min_eigs, skip_first, skip_last))
+            raise ValueError(
+                nothing_to_balance(self.found, min_eigs, skip_first, skip_last, self.exclude)
+            )
 
     def refresh(self, parameters: Iterable[nn.Parameter] | None = None) -> None:
         """Look for layers again: the model, or the parameters to balance, have changed."""
@@ -151,12 +160,20 @@ class Balancer:
             layer
             for layer in self.found.layers
             if layer.eigenvalues >= self.min_eigs
+            and not self._excluded(layer)
             and (among is None or any(id(p) in among for p in layer.tensors()))
         ]
         first = 1 if self.skip_first else 0
         self.layers = tuple(able[first : len(able) - 1 if self.skip_last else len(able)])
         group = self.process_group or found_group(self._model, self.found)
         self._group = group if group is not None and dist.get_world_size(group) > 1 else None
+
+    def _excluded(self, layer: Layer) -> bool:
+        return any(
+            fnmatch.fnmatchcase(text, pattern)
+            for pattern in self.exclude
+            for text in (layer.name, layer.kind)
+        )
 
     # --- what it knows -------------------------------------------------------------------------
 

@@ -67,20 +67,22 @@ def check_layers(saved: Mapping[str, Any], layers: Sequence[Layer]) -> None:
         raise ValueError(
             "the checkpoint balances other layers than this model. "
             + "; ".join(differences)
-            + ". Build the same model, with the same skip_first, skip_last, min_eigs and "
+            + ". Build the same model, with the same skip_first, skip_last, min_eigs, exclude and "
             "fused, and put the same parameters into the optimizer."
         )
 
 
-def nothing_to_balance(found: Layers, min_eigs: int, skip_first: bool, skip_last: bool) -> str:
+def nothing_to_balance(
+    found: Layers, min_eigs: int, skip_first: bool, skip_last: bool, exclude: Sequence[str] = ()
+) -> str:
     """Why no layer of a model is left to balance."""
     if found.layers:
         small = ", ".join(f"{x.name} ({x.eigenvalues})" for x in found.layers[:5])
         return (
             "no layer to balance: of the layers that can be measured none is left by the "
             f"options (min_eigs={min_eigs}, skip_first={skip_first}, "
-            f"skip_last={skip_last}) or has parameters in the optimizer. Measurable "
-            f"layers and their numbers of eigenvalues: {small}"
+            f"skip_last={skip_last}, exclude={list(exclude)}) or has parameters in the "
+            f"optimizer. Measurable layers and their numbers of eigenvalues: {small}"
         )
     reasons = "; ".join(f"{s.name}: {s.reason}" for s in found.skipped[:5])
     return f"no layer to balance: the model has no weight matrix ({reasons or 'no parameter'})"

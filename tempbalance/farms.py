@@ -21,8 +21,9 @@ from torch import Tensor
 
 Pool = Literal["spectrum", "alpha"]
 
-# Up to so many windows are stacked from views: that needs no index tensor on the weight's device.
-_STACKED = 64
+# Up to so many windows are stacked from views, which needs no index on the weight's device; on a
+# GPU, where each view costs a launch, only a few.
+_STACKED, _STACKED_ON_GPU = 64, 8
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,11 @@ class Grid:
         return len(self.row_starts) * len(self.col_starts) * (2 if self.both else 1)
 
     @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width of a window."""
+        return self.height, self.width
+
+    @property
     def eigenvalues(self) -> int:
         """Eigenvalues of one window."""
         return min(self.height, self.width)
@@ -69,19 +75,27 @@ class Grid:
 
     def _pick(self, turned: Tensor, start: int, stop: int) -> Tensor:
         n_cols = len(self.col_starts)
-        if stop - start <= _STACKED:
+        if stop - start <= (_STACKED_ON_GPU if turned.is_cuda else _STACKED):
             corners = [
                 (self.row_starts[i // n_cols], self.col_starts[i % n_cols])
                 for i in range(start, stop)
             ]
             views = [turned[..., r : r + self.height, c : c + self.width] for r, c in corners]
             return views[0].unsqueeze(0) if len(views) == 1 else torch.stack(views)
-        index = torch.arange(start, stop, device="cpu")  # whatever the default device is
-        rows = torch.tensor(self.row_starts, device="cpu")[index // n_cols].to(turned.device)
-        cols = torch.tensor(self.col_starts, device="cpu")[index % n_cols].to(turned.device)
+        places = range(start, stop)
+        rows = _uploaded([self.row_starts[i // n_cols] for i in places], turned.device)
+        cols = _uploaded([self.col_starts[i % n_cols] for i in places], turned.device)
         windows = turned.unfold(-2, self.height, 1).unfold(-2, self.width, 1)  # (..., R', C', h, w)
         windows = windows.movedim((-4, -3), (0, 1))
         return windows[rows, cols]
+
+
+def _uploaded(values: list[int], device: torch.device) -> Tensor:
+    """Indices on a device, without waiting for it."""
+    if device.type != "cuda":
+        return torch.tensor(values, device=device)
+    pinned = torch.tensor(values, device="cpu").pin_memory()
+    return pinned.to(device, non_blocking=True)
 
 
 @runtime_checkable

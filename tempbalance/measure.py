@@ -1,13 +1,13 @@
 """Measure: layers in, one record a layer out, with a single read back to the host.
 
-The pipeline of the package: layers -> windows -> spectrum -> power law. Stateless.
+The pipeline of the package: layers -> windows -> spectrum -> power law. Nothing is kept between
+measurements.
 """
 
 from __future__ import annotations
 
-import enum
+import contextlib
 import functools
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -17,111 +17,43 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from tempbalance.farms import Farms, Grid, Windows
+from tempbalance.farms import Farms, Windows
 from tempbalance.layers import Layer
 from tempbalance.powerlaw import Fit, Hill
+from tempbalance.records import (
+    LayerRecord,
+    MeasurementError,
+    Outcome,
+    record_of,
+    unscaled,
+)
+from tempbalance.sharing import cost, exchange, owners
 from tempbalance.spectrum import (
-    FLOAT32_FLOOR,
-    FLOAT32_ZERO,
-    ZERO_SHARE,
     Task,
     full_precision,
     needs_float64,
+    on_pool,
     pinned,
     spectra,
     spectra_float64,
-    unit_scale,
+    unit_scales,
 )
+from tempbalance.statistics import COLUMNS, DOUBT, SCALE, TOTAL, table, tail_ends
 
-# Extra memory of a measurement, in bytes, unless a single window needs more.
-DEFAULT_BUDGET = 512 * 2**20
-# A tail whose mean log ratio is under 1e-3 is one value to within rounding and noise.
-_LARGEST_ALPHA = 1e3
+__all__ = [
+    "DEFAULT_BUDGET",
+    "LayerRecord",
+    "Measurement",
+    "MeasurementError",
+    "Outcome",
+    "measure",
+]
 
+# Extra memory of a measurement, in bytes, unless a single window needs more. A window of 8192 x
+# 8192, the largest of a layer of 8192 x 28672, needs 544 MiB.
+DEFAULT_BUDGET = 2**30
 
-class Outcome(enum.Enum):
-    """What came of measuring a layer; :meth:`message` says what it means and what to do."""
-
-    OK = "ok"
-    RANK_DEFICIENT = "rank-deficient"
-    TOO_SMALL = "too small"
-    TOO_FEW_EIGENVALUES = "too few eigenvalues"
-    ALL_ZERO = "all zero"
-    NO_SPREAD = "no spread"
-    NON_FINITE = "non-finite"
-    NOT_CONVERGED = "not converged"
-
-    @property
-    def measured(self) -> bool:
-        """Whether the layer has an alpha."""
-        return self in (Outcome.OK, Outcome.RANK_DEFICIENT)
-
-    def message(self, layer: Layer | LayerRecord, min_eigs: int) -> str:
-        """One sentence for a person: the layer, its shape, the meaning and the cure."""
-        slices, rows, cols = layer.shape
-        text = _MESSAGES[self].format(eigenvalues=slices * min(rows, cols), min_eigs=min_eigs)
-        return f"layer {layer.name!r} ({slices} x {rows} x {cols}): {text}"
-
-
-_MESSAGES = {
-    Outcome.OK: "measured",
-    Outcome.RANK_DEFICIENT: (
-        "some eigenvalues are zero to rounding (dead channels, pruning or a low-rank factor); "
-        "alpha is that of the others"
-    ),
-    Outcome.TOO_SMALL: (
-        "it has {eigenvalues} eigenvalues, under min_eigs={min_eigs}; lower min_eigs to measure it"
-    ),
-    Outcome.TOO_FEW_EIGENVALUES: (
-        "of its {eigenvalues} eigenvalues fewer than min_eigs={min_eigs} are not zero: the weight "
-        "is close to low rank; look for dead channels, or lower min_eigs"
-    ),
-    Outcome.ALL_ZERO: "every weight is zero; initialize it, or leave the layer out",
-    Outcome.NO_SPREAD: (
-        "its eigenvalues are all equal (an identity or orthogonal initialization), so there is no "
-        "tail to fit; train it first"
-    ),
-    Outcome.NON_FINITE: (
-        "the weight holds NaN or infinity; go back to an earlier checkpoint and lower the "
-        "learning rate, or clip gradients"
-    ),
-    Outcome.NOT_CONVERGED: (
-        "the eigensolver did not converge, in float64 either; measure it with windows=Farms(rows="
-        "128), and please report the weight"
-    ),
-}
-
-
-class MeasurementError(ValueError):
-    """Raised by ``analyze(..., strict=True)`` for a layer that could not be measured in full."""
-
-
-@dataclass(frozen=True)
-class LayerRecord:
-    """What was measured of one layer. Eigenvalues are those of W W^H, not its singular values.
-
-    With windows, all figures are of the windows' pooled spectrum; with ``WholeMatrix()`` they are
-    those of the weight. Numbers are ``None`` where the layer has none, never NaN or infinite.
-    """
-
-    name: str
-    kind: str
-    shape: tuple[int, int, int]  # slices, rows, cols
-    numel: int  # real numbers in the weight
-    outcome: Outcome
-    message: str
-    alpha: float | None = None  # power-law exponent
-    D: float | None = None  # Kolmogorov-Smirnov distance of the fit
-    xmin: float | None = None  # lower end of the tail, an eigenvalue
-    n_tail: int | None = None  # eigenvalues in the tail
-    n_eigs: int = 0  # eigenvalues that count, over all windows
-    lambda_max: float | None = None  # largest eigenvalue
-    spectral_norm: float | None = None  # its root, the largest singular value
-    frobenius_norm: float | None = None  # root of the sum of the eigenvalues
-    stable_rank: float | None = None  # sum of the eigenvalues / lambda_max
-    alpha_hat: float | None = None  # alpha * log10(lambda_max)
-    log_norm: float | None = None  # log10 of the sum of the eigenvalues
-    eigenvalues: npt.NDArray[np.float64] | None = field(default=None, repr=False, compare=False)
+_Values = npt.NDArray[np.float64]
 
 
 def measure(
@@ -135,7 +67,7 @@ def measure(
     group: dist.ProcessGroup | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> list[LayerRecord]:
-    """Measure layers on the devices where their weights are; one read back for all of them.
+    """Measure layers on the devices where their weights are; one read back for each device.
 
     Where float32 is not enough for a layer (a second look that a healthy network rarely needs),
     its windows are redone in float64 and read once more.
@@ -145,27 +77,39 @@ def measure(
         windows: which submatrices.
         fit: the power-law fit.
         min_eigs: a layer with fewer eigenvalues gets no alpha.
-        budget: extra memory in bytes; a single window is never split.
+        budget: extra memory in bytes. What a single window cannot do without (twice its Gram
+            matrix, for the solver) is taken all the same, with a message in the log.
         keep_spectra: read the eigenvalues back too, and keep them in the records.
         group: share the work among the ranks of this process group, all of which must call;
             every rank gets the same records, bit for bit.
         progress: called with the share of the work that was just done.
     """
-    engine = _Engine(windows, fit, budget, keep_spectra, progress)
-    owners = _share(layers, engine.windows, group)
-    rank = dist.get_rank(group) if group is not None else 0
-    with torch.no_grad(), full_precision(_device_type(layers)):
-        stats, values = engine.run(layers, [owner == rank for owner in owners])
-        if group is not None:
-            stats = _exchange(stats, _device_type(layers), group)
-    return [
-        _record(layer, row, kept, min_eigs)
-        for layer, row, kept in zip(layers, stats, values, strict=True)
-    ]
+    whole = Measurement(
+        layers,
+        windows=windows,
+        fit=fit,
+        min_eigs=min_eigs,
+        budget=budget,
+        keep_spectra=keep_spectra,
+        group=group,
+        progress=progress,
+    )
+    whole.compute()
+    return whole.finish()
 
 
 class Measurement:
-    """Stand-in until the engine's own is merged."""
+    """One measurement of some layers in three phases, so that the middle one can be elsewhere.
+
+    Construct it in the training thread, call :meth:`compute` in any thread, then :meth:`finish` in
+    the training thread. Arguments as for :func:`measure`, and
+
+    Args:
+        snapshot: copy the weights that this rank measures now, so that training may go on while
+            they are measured: one copy of them, on their device. On CUDA the whole computation is
+            enqueued now, on a stream of its own, and :meth:`compute` only waits for it; windows
+            of up to 1024 eigenvalues go to our eigensolver, since the library's waits itself.
+    """
 
     def __init__(
         self,
@@ -180,326 +124,227 @@ class Measurement:
         progress: Callable[[float], None] | None = None,
         snapshot: bool = False,
     ) -> None:
-        from dataclasses import replace
-
-        self.layers, self.min_eigs, self.group = list(layers), min_eigs, group
-        owners = _share(layers, windows, group)
+        self._layers, self._min_eigs, self._group = list(layers), min_eigs, group
+        self._owners = owners(layers, windows, group)
         rank = dist.get_rank(group) if group is not None else 0
-        self.mine = [owner == rank for owner in owners]
-        self.engine = _Engine(windows, fit, budget, keep_spectra, progress)
-        if snapshot:
-            for i, layer in enumerate(layers):
-                if self.mine[i] or layer.copies:
-                    w = layer.read()
-                    w = w.clone() if self.mine[i] else w
-                    self.layers[i] = replace(layer, _read=lambda w=w: w, copies=False)
+        self._mine = [owner == rank for owner in self._owners]
+        self._engine = _Engine(layers, self._mine, windows, fit, budget, keep_spectra, progress)
+        self._rows = np.zeros((len(layers), COLUMNS))
+        self._values: list[_Values | None] = [None] * len(layers)
+        self._taken: list[_Part] | None = self._take() if snapshot else None
 
     def compute(self) -> None:
-        with torch.no_grad(), full_precision(_device_type(self.layers)):
-            self.stats, self.values = self.engine.run(self.layers, self.mine)
+        """Measure this rank's layers; without a snapshot, weights are read as it goes."""
+        with torch.no_grad():  # per thread
+            if self._taken is not None:
+                # In a thread beside the training no setting of torch's may be touched.
+                for part in self._taken:
+                    self._keep(part, self._engine.finish(part))
+                self._taken = []
+                return
+            with full_precision(_device_type(self._layers)):
+                for slices in self._engine.batches():
+                    for some in _by_device(slices):
+                        part = _Part({i: slices[i] for i in some})
+                        self._keep(part, self._engine.finish(part))
 
     def finish(self) -> list[LayerRecord]:
-        if self.group is not None:
-            self.stats = _exchange(self.stats, _device_type(self.layers), self.group)
+        """Exchange the results among the ranks; the record of every layer."""
+        rows = self._rows
+        if self._group is not None:
+            rows = exchange(rows, self._owners, self._group)
         return [
-            _record(layer, row, kept, self.min_eigs)
-            for layer, row, kept in zip(self.layers, self.stats, self.values, strict=True)
+            record_of(layer, row, kept, self._min_eigs)
+            for layer, row, kept in zip(self._layers, rows, self._values, strict=True)
         ]
 
+    def _take(self) -> list[_Part]:
+        """Copies of the weights, those on CUDA with all work on them enqueued."""
+        with torch.no_grad(), full_precision(_device_type(self._layers)):
+            slices = self._engine.snapshot()
+            parts = [_Part({i: slices[i] for i in some}) for some in _by_device(slices)]
+            for part in parts:
+                if part.device.type == "cuda":
+                    part.stream = torch.cuda.Stream(part.device)
+                    part.stream.wait_stream(torch.cuda.current_stream(part.device))
+                    with part.on_stream():
+                        self._engine.enqueue(part, wait=False)
+            return parts
 
-# Columns of the table that is read back, a row a layer.
-_ALPHA, _D, _XMIN, _TAIL, _COUNT, _TOTAL, _TOP, _SUM, _DOUBT, _FAILED, _SCALE = range(11)
-_COLUMNS = 11
+    def _keep(self, part: _Part, found: tuple[_Values, list[_Values | None]]) -> None:
+        for i, row, kept in zip(part.slices, *found, strict=True):
+            self._rows[i], self._values[i] = row, kept
+
+
+@dataclass
+class _Part:
+    """Layers of one device, by place, and what has been enqueued for them."""
+
+    slices: dict[int, Tensor]
+    stream: torch.cuda.Stream | None = None
+    tasks: list[Task] = field(default_factory=list)
+    eigenvalues: list[Tensor] = field(default_factory=list)
+    table: Tensor | None = None
+
+    @property
+    def device(self) -> torch.device:
+        return next(iter(self.slices.values())).device
+
+    def on_stream(self) -> contextlib.AbstractContextManager[object]:
+        """With a stream of its own, work goes there, in whatever thread."""
+        return contextlib.nullcontext() if self.stream is None else torch.cuda.stream(self.stream)
 
 
 class _Engine:
     def __init__(
         self,
+        layers: Sequence[Layer],
+        mine: Sequence[bool],
         windows: Windows,
         fit: Fit,
         budget: int,
         keep_spectra: bool,
         progress: Callable[[float], None] | None,
     ) -> None:
-        self.windows, self.fit, self.budget = windows, fit, budget
-        self.keep_spectra, self.progress = keep_spectra, progress
-        self.workers = torch.get_num_threads()  # of the calling thread: the user's
+        self.layers, self.mine, self.windows, self.fit = layers, mine, windows, fit
+        self.budget, self.keep_spectra, self.progress = budget, keep_spectra, progress
+        self.pooled = windows.pool == "spectrum"
+        self.workers = torch.get_num_threads()  # of the constructing thread: the user's
+        self.costs = {i: cost(x, windows) for i, x in enumerate(layers) if mine[i]}
 
-    def run(
-        self, layers: Sequence[Layer], mine: Sequence[bool]
-    ) -> tuple[npt.NDArray[np.float64], list[npt.NDArray[np.float64] | None]]:
-        """The table (L, columns), zero for layers that are not ``mine``, and the eigenvalues."""
-        stats = np.zeros((len(layers), _COLUMNS))
-        values: list[npt.NDArray[np.float64] | None] = [None] * len(layers)
-        costs = [cost(layer, self.windows) * own for layer, own in zip(layers, mine, strict=True)]
-        for batch in self._batches(layers, mine):
-            for some in _by_device(batch):
-                share = sum(costs[i] for i in some) / sum(costs)
-                slices = {i: batch[i] for i in some}
-                on_cpu = all(s.device.type == "cpu" for s in slices.values())
-                compute = functools.partial(self._compute, layers, slices, share)
-                rows, kept = pinned(compute) if on_cpu else compute()
-                for i, row, keep in zip(some, rows, kept, strict=True):
-                    stats[i], values[i] = row, keep
-        return stats, values
+    # --- reading weights -----------------------------------------------------------------------
 
-    @torch.no_grad()  # per thread
-    def _compute(
-        self, layers: Sequence[Layer], slices: dict[int, Tensor], share: float
-    ) -> tuple[npt.NDArray[np.float64], list[npt.NDArray[np.float64] | None]]:
-        tasks = [
-            Task(s, self.windows.grid(*layers[i].shape[1:]), unit_scale(s))
-            for i, s in slices.items()
-        ]
-        progress = self._part_of_progress(share)
-        return self._finish(tasks, spectra(tasks, self.budget, progress, self.workers))
-
-    def _part_of_progress(self, share: float) -> Callable[[float], None] | None:
-        report = self.progress
-        return None if report is None else lambda done: report(done * share)
-
-    def _batches(
-        self, layers: Sequence[Layer], mine: Sequence[bool]
-    ) -> Iterator[dict[int, Tensor]]:
+    def batches(self) -> Iterator[dict[int, Tensor]]:
         """Weights to compute together: all, unless reading them makes tensors of their own."""
         batch: dict[int, Tensor] = {}
         copied = 0
-        for i, (layer, is_mine) in enumerate(zip(layers, mine, strict=True)):
-            if not is_mine and not layer.copies:
-                continue
-            slices = layer.read()  # a collective where the weight is sharded: on every rank
-            if not is_mine:
-                continue
-            if slices.device.type not in ("cpu", "cuda"):
-                slices = slices.cpu()  # no eigensolver, or no float64, on the others
-            if slices.element_size() == 1:
-                slices = slices.float()  # float8 has no arithmetic
+        for i, slices in self._read():
             batch[i] = slices
-            copied += slices.numel() * slices.element_size() if layer.copies else 0
+            if self.layers[i].copies:
+                copied += slices.numel() * slices.element_size()
             if copied > self.budget // 2:
                 yield batch
                 batch, copied = {}, 0
         if batch:
             yield batch
 
-    def _finish(
-        self, tasks: list[Task], eigenvalues: list[Tensor]
-    ) -> tuple[npt.NDArray[np.float64], list[npt.NDArray[np.float64] | None]]:
-        """Fit, read back, and redo in float64 what needs it. All tensors on one device."""
-        stats, kept = self._read(self._table(tasks, eigenvalues), eigenvalues)
-        doubtful = [i for i, row in enumerate(stats) if row[_DOUBT] and row[_SCALE]]
-        redo: list[tuple[Task, Tensor, Tensor]] = []
-        again_of: list[int] = []
-        for i in doubtful:
-            mask = needs_float64(eigenvalues[i].double(), self._tail_ends(eigenvalues[i]))
-            if mask.any():
-                redo.append((tasks[i], eigenvalues[i], mask))
-                again_of.append(i)
-        if redo:
-            better = spectra_float64(redo, self.budget, self.workers)
-            again, kept_again = self._read(
-                self._table([task for task, _, _ in redo], better), better
-            )
-            for i, row, keep in zip(again_of, again, kept_again, strict=True):
-                stats[i], kept[i] = row, keep
-        return stats, kept
+    def snapshot(self) -> dict[int, Tensor]:
+        """All weights of this rank, copied."""
+        return {i: s if self.layers[i].copies else s.clone() for i, s in self._read()}
 
-    def _tail_ends(self, eigenvalues: Tensor) -> Tensor:
-        """xmin of each fit of one layer's eigenvalues (P, S, k): (1,) or (P,)."""
-        rows = eigenvalues.reshape(1 if self.windows.pool == "spectrum" else len(eigenvalues), -1)
-        values = _ascending(torch.nan_to_num(rows.double(), 0.0, 0.0, 0.0))
-        return self.fit(values, (values <= 0).sum(-1)).xmin
+    def _read(self) -> Iterator[tuple[int, Tensor]]:
+        for i, layer in enumerate(self.layers):
+            if not self.mine[i] and not layer.copies:
+                continue
+            slices = layer.read()  # a collective where the weight is sharded: on every rank
+            if not self.mine[i]:
+                continue
+            if slices.device.type not in ("cpu", "cuda"):
+                slices = slices.cpu()  # no eigensolver, or no float64, on the others
+            if slices.element_size() == 1:
+                slices = slices.float()  # float8 has no arithmetic
+            yield i, slices
+
+    # --- computing -----------------------------------------------------------------------------
+
+    def finish(self, part: _Part) -> tuple[_Values, list[_Values | None]]:
+        """The rows (L, COLUMNS) of a part's layers, and their eigenvalues where they are kept."""
+        if not on_pool(part.device):
+            with part.on_stream():
+                return self._rows(part)
+        return pinned(functools.partial(self._rows, part))
+
+    @torch.no_grad()  # per thread
+    def _rows(self, part: _Part) -> tuple[_Values, list[_Values | None]]:
+        if part.table is None:
+            self.enqueue(part, wait=True)
+        assert part.table is not None
+        rows, kept = self._to_host(part.table, part.eigenvalues)
+        self._second_look(part, rows, kept)
+        return rows, kept
+
+    def enqueue(self, part: _Part, wait: bool) -> None:
+        """All work on a part up to its table, which stays on the device.
+
+        Nothing waits for the device, but for the library's eigensolver with ``wait``.
+        """
+        scales = unit_scales(list(part.slices.values()))
+        part.tasks = [
+            Task(slices, self.windows.grid(*self.layers[i].shape[1:]), scale, self.layers[i].name)
+            for (i, slices), scale in zip(part.slices.items(), scales, strict=True)
+        ]
+        share = sum(self.costs[i] for i in part.slices) / sum(self.costs.values())
+        progress = (
+            None if self.progress is None else functools.partial(_scaled, self.progress, share)
+        )
+        part.eigenvalues = spectra(part.tasks, self.budget, progress, self.workers, wait)
+        part.table = self._table(part.tasks, part.eigenvalues)
+
+    def _second_look(self, part: _Part, rows: _Values, kept: list[_Values | None]) -> None:
+        """Redo in float64 the windows that need it, of the layers where the table has a doubt."""
+        doubtful = [i for i, row in enumerate(rows) if row[DOUBT] and row[SCALE]]
+        if not doubtful:
+            return
+        masks = [
+            needs_float64(e.double(), tail_ends(e, self.fit, self.pooled))
+            for e in (part.eigenvalues[i] for i in doubtful)
+        ]
+        # One transfer for all of them: which windows they are decides what is computed.
+        flat = torch.cat([mask.flatten() for mask in masks]).cpu()
+        on_host = flat.split([mask.numel() for mask in masks])
+        redo = [
+            (i, host.view(mask.shape))
+            for i, mask, host in zip(doubtful, masks, on_host, strict=True)
+            if host.any()
+        ]
+        if not redo:
+            return
+        tasks = [part.tasks[i] for i, _ in redo]
+        before = [(part.tasks[i], part.eigenvalues[i], mask) for i, mask in redo]
+        better = spectra_float64(before, self.budget, self.workers)
+        again, kept_again = self._to_host(self._table(tasks, better), better)
+        for (i, _), row, keep in zip(redo, again, kept_again, strict=True):
+            rows[i], kept[i] = row, keep
 
     def _table(self, tasks: list[Task], eigenvalues: list[Tensor]) -> Tensor:
-        """The statistics of every layer: (L, columns) float64, on the device."""
-        pooled = self.windows.pool == "spectrum"
-        rows = [e.reshape(1 if pooled else len(e), -1) for e in eigenvalues]
-        most = max(len(r) for r in rows)
-        device = rows[0].device
-        table = torch.zeros(len(rows), most, _COLUMNS, dtype=torch.float64, device=device)
-        for some in _alike(rows, self.budget):
-            fitted = self._rows([rows[i][start:stop] for i, start, stop in some])
-            parts = fitted.split([stop - start for _, start, stop in some])
-            for (i, start, stop), part in zip(some, parts, strict=True):
-                table[i, start:stop] = part
-        n_rows = _host([len(r) for r in rows]).to(device)
         scales = torch.stack([task.scale for task in tasks])
-        return _pool(table, n_rows, scales)
+        return table(eigenvalues, scales, self.fit, self.pooled, self.budget)
 
-    def _rows(self, blocks: list[Tensor]) -> Tensor:
-        """Statistics of spectra of nearly one size, in blocks (b, n): (B, columns), B all rows."""
-        size = max(block.shape[1] for block in blocks)
-        rows = sum(len(block) for block in blocks)
-        batch = torch.zeros(rows, size, dtype=torch.float64, device=blocks[0].device)
-        for block, part in zip(blocks, batch.split([len(b) for b in blocks]), strict=True):
-            part[:, : block.shape[1]] = block
-        failed = batch.isnan().any(-1)
-        values = _ascending(torch.nan_to_num(batch, 0.0, 0.0, 0.0))
-        counts = (values > 0).sum(-1)
-        law = self.fit(values, size - counts)
-        top = values[:, -1]
-        lost = ((values > 0) & (values < FLOAT32_ZERO * top.unsqueeze(-1))).sum(-1)
-        low = ~(law.xmin >= FLOAT32_FLOOR * top)
-        totals = _host([block.shape[1] for block in blocks for _ in range(len(block))])
-        doubt = failed | ((low | (lost > ZERO_SHARE * counts)) & (top > 0))
-        columns = {
-            _ALPHA: law.alpha,
-            _D: law.d,
-            _XMIN: law.xmin,
-            _TAIL: law.n_tail,
-            _COUNT: counts,
-            _TOTAL: totals.to(top.device),
-            _TOP: top,
-            _SUM: values.sum(-1),
-            _DOUBT: doubt,
-            _FAILED: failed,
-            _SCALE: torch.zeros_like(top),
-        }
-        return torch.stack([columns[c].double() for c in range(_COLUMNS)], dim=-1)
-
-    def _read(
-        self, table: Tensor, eigenvalues: list[Tensor]
-    ) -> tuple[npt.NDArray[np.float64], list[npt.NDArray[np.float64] | None]]:
-        """The one transfer to the host."""
-        flat = [table.reshape(-1)]
+    def _to_host(
+        self, on_device: Tensor, eigenvalues: list[Tensor]
+    ) -> tuple[_Values, list[_Values | None]]:
+        """The one transfer to the host: the table, completed, and the eigenvalues if wanted."""
+        flat = [on_device.reshape(-1)]
         if self.keep_spectra:
             flat += [e.reshape(-1).double() for e in eigenvalues]
-        host = torch.cat(flat).cpu().numpy()
-        stats = host[: table.numel()].reshape(len(eigenvalues), _COLUMNS).copy()
+        host = read_back(torch.cat(flat))
+        rows = np.zeros((len(eigenvalues), COLUMNS))
+        rows[:, :TOTAL] = host[: on_device.numel()].reshape(on_device.shape)
+        rows[:, TOTAL] = [e.numel() for e in eigenvalues]
         if not self.keep_spectra:
-            return stats, [None] * len(eigenvalues)
-        ends = np.cumsum([table.numel()] + [e.numel() for e in eigenvalues])
-        kept: list[npt.NDArray[np.float64] | None] = []
-        for start, stop, row in zip(ends, ends[1:], stats, strict=False):
-            part = host[start:stop]
-            scale = row[_SCALE]
-            kept.append(_unscaled(np.sort(part[part > 0]), scale) if scale else None)
-        return stats, kept
+            return rows, [None] * len(eigenvalues)
+        ends = np.cumsum([on_device.numel()] + [e.numel() for e in eigenvalues])
+        kept: list[_Values | None] = []
+        for start, stop, row in zip(ends, ends[1:], rows, strict=False):
+            part, scale = host[start:stop], row[SCALE]
+            kept.append(unscaled(np.sort(part[part > 0]), scale) if scale else None)
+        return rows, kept
 
 
-def _ascending(values: Tensor) -> Tensor:
-    """Sorted along the last dimension. numpy sorts values alone, many times faster on a CPU."""
-    if values.device.type == "cpu":
-        return torch.from_numpy(np.sort(values.numpy(), axis=-1))
-    return values.sort(-1).values
+def read_back(values: Tensor) -> _Values:
+    """To the host: where a measurement waits for the device."""
+    return values.cpu().numpy()
 
 
-def _by_device(batch: dict[int, Tensor]) -> list[list[int]]:
+def _scaled(report: Callable[[float], None], share: float, done: float) -> None:
+    report(done * share)
+
+
+def _by_device(slices: dict[int, Tensor]) -> list[list[int]]:
     by_device: dict[torch.device, list[int]] = {}
-    for i, slices in batch.items():
-        by_device.setdefault(slices.device, []).append(i)
+    for i, each in slices.items():
+        by_device.setdefault(each.device, []).append(i)
     return list(by_device.values())
-
-
-def _host(values: list[int]) -> Tensor:
-    """On the CPU whatever the user's default device is."""
-    return torch.tensor(values, dtype=torch.float64, device="cpu")
-
-
-def _alike(rows: list[Tensor], budget: int) -> Iterator[list[tuple[int, int, int]]]:
-    """(layer, start, stop) of rows to fit together: sizes within a factor of two, in budget."""
-    by_size: dict[int, list[int]] = {}
-    for i, layer_rows in enumerate(rows):
-        by_size.setdefault(layer_rows.shape[1].bit_length(), []).append(i)
-    for bits, some in by_size.items():
-        most = max(1, budget // (2**bits * 8 * 8))  # about eight temporaries of float64
-        blocks: list[tuple[int, int, int]] = []
-        room = most
-        for i in some:
-            start = 0
-            while start < len(rows[i]):
-                stop = min(len(rows[i]), start + room)
-                blocks.append((i, start, stop))
-                room -= stop - start
-                start = stop
-                if not room:
-                    yield blocks
-                    blocks, room = [], most
-        if blocks:
-            yield blocks
-
-
-def _pool(table: Tensor, n_rows: Tensor, scales: Tensor) -> Tensor:
-    """(L, positions, columns) and how many rows count -> (L, columns): means and totals.
-
-    A position whose spectrum has no power law (a dead block) does not enter the means.
-    """
-    present = torch.arange(table.shape[1], device=table.device) < n_rows.unsqueeze(-1)
-    alpha = table[..., _ALPHA]
-    fitted = present & torch.isfinite(alpha) & (alpha <= _LARGEST_ALPHA)
-    used = torch.where(fitted.any(-1, keepdim=True), fitted, present).double()  # (L, P)
-    out = table.sum(1)
-    for column in (_ALPHA, _D, _XMIN):
-        values = torch.where(used > 0, table[..., column], torch.zeros_like(used))
-        out[:, column] = values.sum(-1) / used.sum(-1)
-    out[:, _TOP] = table[..., _TOP].amax(-1)
-    out[:, _SCALE] = scales
-    return out
-
-
-def _record(
-    layer: Layer,
-    row: npt.NDArray[np.float64],
-    eigenvalues: npt.NDArray[np.float64] | None,
-    min_eigs: int,
-) -> LayerRecord:
-    outcome = _outcome(layer, row, min_eigs)
-    base = LayerRecord(
-        layer.name, layer.kind, layer.shape, layer.numel, outcome, outcome.message(layer, min_eigs)
-    )
-    if outcome in (Outcome.NON_FINITE, Outcome.ALL_ZERO, Outcome.NOT_CONVERGED):
-        return base
-    scale = float(row[_SCALE])
-    top, total = row[_TOP], row[_SUM]
-    numbers: dict[str, float | int | None] = {
-        "n_eigs": int(row[_COUNT]),
-        "lambda_max": float(_unscaled(top, scale)),
-        "spectral_norm": math.sqrt(top) / scale,
-        "frobenius_norm": math.sqrt(total) / scale,
-        "stable_rank": float(total / top),
-        "log_norm": math.log10(total) - 2 * math.log10(scale),
-    }
-    if outcome.measured:
-        alpha = float(row[_ALPHA])
-        numbers |= {
-            "alpha": alpha,
-            "D": float(row[_D]),
-            "xmin": float(_unscaled(row[_XMIN], scale)),
-            "n_tail": int(row[_TAIL]),
-            "alpha_hat": alpha * (math.log10(top) - 2 * math.log10(scale)),
-        }
-    return LayerRecord(**{**_fields(base), **numbers, "eigenvalues": eigenvalues})  # type: ignore
-
-
-def _unscaled(eigenvalues: npt.NDArray[np.float64], scale: float) -> npt.NDArray[np.float64]:
-    """Eigenvalues of the weight itself, where float64 holds them: never infinite."""
-    with np.errstate(over="ignore"):
-        return np.minimum(eigenvalues / scale / scale, np.finfo(np.float64).max)
-
-
-def _fields(record: LayerRecord) -> dict[str, object]:
-    return {name: getattr(record, name) for name in record.__dataclass_fields__}
-
-
-def _outcome(layer: Layer, row: npt.NDArray[np.float64], min_eigs: int) -> Outcome:
-    if not row[_SCALE]:
-        return Outcome.NON_FINITE
-    if row[_FAILED]:
-        return Outcome.NOT_CONVERGED
-    if row[_TOP] <= 0:
-        return Outcome.ALL_ZERO
-    if layer.eigenvalues < min_eigs:
-        return Outcome.TOO_SMALL
-    # Windows repeat parts of a spectrum: what counts is the share that is not zero.
-    share = row[_COUNT] / row[_TOTAL]
-    if round(share * layer.eigenvalues) < min_eigs:
-        return Outcome.TOO_FEW_EIGENVALUES
-    if not (math.isfinite(row[_ALPHA]) and row[_ALPHA] <= _LARGEST_ALPHA):
-        return Outcome.NO_SPREAD
-    return Outcome.RANK_DEFICIENT if share < 1 else Outcome.OK
-
-
-# --- many devices and ranks -----------------------------------------------------------------------
 
 
 def _device_type(layers: Sequence[Layer]) -> str:
@@ -507,33 +352,3 @@ def _device_type(layers: Sequence[Layer]) -> str:
         for tensor in layer.tensors():
             return tensor.device.type
     return "cpu"
-
-
-def cost(layer: Layer, windows: Windows) -> float:
-    """Floating-point operations of measuring a layer, to a constant factor."""
-    grid: Grid = windows.grid(*layer.shape[1:])
-    k, n = grid.eigenvalues, max(grid.height, grid.width)
-    return layer.shape[0] * grid.positions * float(k * k * n + 4 / 3 * k**3)
-
-
-def _share(layers: Sequence[Layer], windows: Windows, group: dist.ProcessGroup | None) -> list[int]:
-    """The rank that measures each layer: the costliest first, to the rank with least to do."""
-    ranks = dist.get_world_size(group) if group is not None else 1
-    load = [0.0] * ranks
-    owners = [0] * len(layers)
-    costs = [cost(layer, windows) for layer in layers]
-    for i in sorted(range(len(layers)), key=lambda i: (-costs[i], i)):
-        owners[i] = load.index(min(load))
-        load[owners[i]] += costs[i]
-    return owners
-
-
-def _exchange(
-    stats: npt.NDArray[np.float64], device_type: str, group: dist.ProcessGroup
-) -> npt.NDArray[np.float64]:
-    """Every rank's rows: a sum with zeros, which is exact. One small all-reduce."""
-    backend = dist.get_backend(group)
-    device = torch.device("cuda", torch.cuda.current_device()) if "nccl" in backend else "cpu"
-    flat = torch.as_tensor(stats).to(device)
-    dist.all_reduce(flat, group=group)
-    return flat.cpu().numpy()

@@ -165,7 +165,8 @@ def analyze(
         min_eigs: layers with fewer eigenvalues get no alpha.
         fused: projections that share one weight, by name pattern: ``{"*.qkv": 3}``.
         strict: raise for the first layer that is not measured in full, instead of recording it.
-        budget: extra memory in bytes; a single window is never split.
+        budget: extra memory in bytes (default 1 GiB); what a single window needs beyond it is
+            taken all the same, with a message in the log.
         progress: called with the share of the work (0 to 1) that was just done.
 
     Raises:

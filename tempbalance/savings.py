@@ -14,8 +14,8 @@ from torch import Tensor
 
 from tempbalance.farms import Windows
 from tempbalance.layers import Layer
-from tempbalance.measure import cost
 from tempbalance.ranks import largest
+from tempbalance.sharing import cost
 from tempbalance.sketch import changes, decode, encode, sketches
 
 _MAX_AGE = 10

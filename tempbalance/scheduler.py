@@ -6,7 +6,7 @@ import copy
 import logging
 import warnings
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -57,6 +57,7 @@ class TempBalanceLR(LRScheduler):
             base schedule alone holds. ``start`` leaves a warm-up in peace.
         skip_first, skip_last: leave out the first or the last layer.
         min_eigs: layers with fewer eigenvalues are not balanced and do not vote.
+        exclude: patterns of layers to leave alone, by name or type.
         unit, normalize, ramp, clip, fused: see :class:`~tempbalance.balance.Balancer`.
         budget: extra memory of a measurement, in bytes.
         process_group: ranks that share the measurement; found by itself for DDP and FSDP2.
@@ -95,6 +96,7 @@ class TempBalanceLR(LRScheduler):
         skip_first: bool = False,
         skip_last: bool = False,
         min_eigs: int = 10,
+        exclude: Iterable[str] = (),
         unit: Unit = "layer",
         normalize: bool = False,
         ramp: int = 0,
@@ -128,6 +130,7 @@ class TempBalanceLR(LRScheduler):
             skip_first=skip_first,
             skip_last=skip_last,
             min_eigs=min_eigs,
+            exclude=exclude,
             unit=unit,
             normalize=normalize,
             ramp=ramp,

@@ -13,7 +13,8 @@ from torch import nn
 
 import tempbalance as tb
 from tempbalance.layers import Layer, find_layers
-from tempbalance.measure import cost, measure
+from tempbalance.measure import measure
+from tempbalance.sharing import cost
 
 
 def stack() -> nn.Sequential:

@@ -109,6 +109,7 @@ def test_hand_worked() -> None:
     got = tb.SigmoidMap((1.0, 2.0), math.log(3))([2.0, 4.0]).tolist()
     assert got == pytest.approx([10**-0.25, 10**0.5], rel=1e-12)
     assert tb.Reversed(tb.LinearMap(0.5, 1.5))(a).tolist() == [1.5, 1.25, 1.0, 0.5]
+    assert tb.Averaged(tb.LinearMap(0.5, 1.5))([*a, NAN]).tolist() == [0.9375] * 4 + [1.0]
     assert tb.Constant(0.8)([2.0, NAN]).tolist() == [0.8, 0.8]
     kinds = ["Conv2d", "Linear", "Conv1d"]
     by_type = tb.PerType({"Conv2d": 0.6, "Linear": 1.3}, default=0.9)

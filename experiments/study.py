@@ -1,0 +1,197 @@
+"""Run the study of docs/study.md, a cell at a time, and keep its results in small files.
+
+    python -m experiments.study                       # what there is, and how much of it is done
+    python -m experiments.study darcy_fno_5 --jobs 2  # run what is missing of a cell
+
+A cell goes through three stages, each decided by the one before and by validation data alone:
+uniform over its grid of rates; every method at the rates around uniform's best; then all of them
+on the final seeds, at uniform's rate and at their own. A best rate at an edge widens the grid.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import math
+import multiprocessing
+import os
+import tempfile
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+
+from experiments import extras  # noqa: F401  (first: says what to install)
+
+# isort: split
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from experiments import provenance, sweep
+from experiments.study_cells import CELLS, COMMON, TUNING_SEED, VARIANTS, Cell
+from experiments.study_files import FACTOR, RESULTS, Run, best_rate, load, path_of, save, widened
+
+# A grid of rates is widened so often at most.
+_WIDER = 4
+
+
+def overrides(cell: Cell, variant: str, rate: float, seed: int) -> list[str]:
+    """The overrides of `python -m experiments.train` that make this run."""
+    own = cell.extra.get(variant) or VARIANTS[variant]
+    # Those of a variant come last: they may change what the cell says.
+    return [*cell.overrides, *COMMON, *own, f"optimizer.lr={rate:g}", f"seed={seed}"]
+
+
+# --- running -------------------------------------------------------------------------------------
+
+
+def run_one(cell: Cell, variant: str, rate: float, seed: int, outputs: str) -> Run:
+    """Train once, in this process."""
+    from experiments.train import train
+
+    for name in ("lightning.pytorch", "lightning.fabric", "tempbalance"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore")
+    chosen = overrides(cell, variant, rate, seed)
+    cfg = sweep.compose([*chosen, f"outputs={outputs}"])
+    try:
+        result = sweep.run(cfg, train)
+    except Exception as error:
+        return _failed(variant, rate, seed, chosen, error)
+    assert result is not None
+    monitor = result["metric"]["monitor"]
+    others = [
+        value
+        for name, value in result["test"].items()
+        if name.split("/")[-1] == result["metric"]["name"].split("/")[-1]
+        and name != result["metric"]["name"]
+    ]
+    step = int(cfg.trainer.check_val_every_n_epoch)
+    curve = [(int(row["epoch"]) + 1, row[monitor]) for row in result["rows"] if monitor in row]
+    return Run(
+        variant=variant,
+        rate=rate,
+        seed=seed,
+        value=float(result["value"]),
+        second=float(others[0]) if others else math.nan,
+        held_out=float(result["last"].get(monitor, math.nan)),
+        curve=" ".join(f"{epoch}:{value:.4g}" for epoch, value in curve if epoch % step == 0),
+        seconds=result["seconds"],
+        measuring=result["measuring_share"] or 0.0,
+        commit=(result["commit"] or "")[:12],
+        changed=bool(result["changed"]),
+        device=result["device"],
+        overrides=" ".join(chosen),
+    )
+
+
+def _failed(variant: str, rate: float, seed: int, chosen: Sequence[str], error: Exception) -> Run:
+    """A run that broke off counts as one that diverged."""
+    code, nan = provenance.commit(), math.nan
+    return Run(
+        variant, rate, seed, nan, nan, nan, f"failed: {error!r}"[:200], nan, nan,
+        (code["commit"] or "")[:12], bool(code["changed"]), provenance.device_name(),
+        " ".join(chosen),
+    )  # fmt: skip
+
+
+class Study:
+    """The runs of one cell: those that are there, and those still wanted."""
+
+    def __init__(self, cell: Cell, jobs: int, folder: Path, console: Console) -> None:
+        self.cell, self.jobs, self.console = cell, jobs, console
+        self.path = path_of(cell, folder)
+        self.runs = load(self.path)
+
+    def go(self) -> None:
+        """Run all stages."""
+        tuning = [TUNING_SEED + i for i in range(self.cell.tuning_seeds)]
+        uniform = self._tune(["uniform"], list(self.cell.rates), tuning)["uniform"]
+        around = [uniform / FACTOR, uniform, uniform * FACTOR]
+        others = [name for name in self.cell.seeds if name != "uniform"]
+        own = {"uniform": uniform, **self._tune(others, around, tuning)}
+        wanted = [
+            (variant, rate, seed)
+            # By seed first: an interrupted cell has all methods, with fewer seeds.
+            for seed in range(max(self.cell.seeds.values()))
+            for variant, count in self.cell.seeds.items()
+            if seed < count
+            for rate in dict.fromkeys((own[variant], uniform))
+        ]
+        self._run(wanted, "final seeds")
+
+    def extra(self, seeds: int) -> None:
+        """Run the cell's further variants at uniform's rate."""
+        uniform = best_rate(self.runs.values(), "uniform", self.cell.mode)
+        wanted = [(name, uniform, seed) for seed in range(seeds) for name in self.cell.extra]
+        self._run(wanted, "sensitivity")
+
+    def _tune(
+        self, variants: Sequence[str], rates: list[float], seeds: Sequence[int]
+    ) -> dict[str, float]:
+        """The best rate of each variant, with none at an edge of the rates that it was tried at."""
+        grids = {variant: list(rates) for variant in variants}
+        for widening in range(_WIDER + 1):
+            wanted = [
+                (v, rate, seed) for v, grid in grids.items() for rate in grid for seed in seeds
+            ]
+            self._run(wanted, "tuning" + " a wider grid" * (widening > 0))
+            best = {v: best_rate(self.runs.values(), v, self.cell.mode) for v in variants}
+            beyond = {v: widened(grids[v], best[v]) for v in variants}
+            if not any(beyond.values()):
+                return best
+            for variant, more in beyond.items():
+                grids[variant] += more
+        edges = [v for v in variants if beyond[v]]
+        self.console.print(f"{self.cell.name}: best at an edge for {edges}", style="yellow")
+        return best
+
+    def _run(self, wanted: Sequence[tuple[str, float, int]], what: str) -> None:
+        wanted = [key for key in wanted if key not in self.runs]
+        if not wanted:
+            return
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        spawn = multiprocessing.get_context("spawn")
+        os.environ["OMP_NUM_THREADS"] = "1"  # of the workers; several share the machine
+        with (
+            tempfile.TemporaryDirectory() as outputs,
+            Progress(*columns, TimeElapsedColumn(), console=self.console) as progress,
+            ProcessPoolExecutor(self.jobs, spawn) as pool,
+        ):
+            bar = progress.add_task(f"{self.cell.name}: {what}", total=len(wanted))
+            futures = {pool.submit(run_one, self.cell, *key, outputs): key for key in wanted}
+            for future in as_completed(futures):
+                run = future.result()
+                self.runs[run.key] = run
+                save(self.path, self.runs.values())
+                progress.advance(bar)
+
+
+def show(folder: Path, console: Console) -> None:
+    """List the cells and the runs that each has."""
+    for cell in CELLS.values():
+        runs = load(path_of(cell, folder))
+        console.print(f"{cell.name:<20} {len(runs):>5} runs   {cell.title}", highlight=False)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.study", description="Run cells of the study."
+    )
+    parser.add_argument("cells", nargs="*", choices=[*CELLS, []], help="default: list them")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
+    parser.add_argument("--extra", type=int, metavar="SEEDS", help="sensitivity instead")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results")
+    chosen = parser.parse_args(arguments)
+    console = Console()
+    if not chosen.cells:
+        show(chosen.results, console)
+    for name in chosen.cells:
+        study = Study(CELLS[name], chosen.jobs, chosen.results, console)
+        study.go() if chosen.extra is None else study.extra(chosen.extra)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,135 @@
+"""Gram matrices of windows, and the eigenvalues of those.
+
+A Gram matrix of the shorter side costs less than half of an SVD. A float32 one loses what is small
+against the largest eigenvalue (up to 6e-8 of it); :mod:`tempbalance.spectrum` sees to that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from tempbalance.eigensolver import LARGEST, eigvalsh, preferred
+from tempbalance.jobs import LARGE, Job, converted
+
+# From this size on half of the Gram matrix is worth not computing.
+_BLOCKED = 192
+
+
+def eigenvalues(windows: Tensor, wait: bool = True) -> Tensor:
+    """(B, h, w) -> (B, min(h, w)) eigenvalues of the Gram matrix of the shorter side, ascending.
+
+    NaN for a window whose eigenvalues do not converge. Without ``wait`` no eigensolver is used
+    that waits for the device, for up to 1024 eigenvalues.
+    """
+    a = tall(windows)  # (B, n, k), n >= k
+    if a.is_cuda and a.is_complex() and not _ours(a.shape[-1], a.device, wait):
+        # The library's batched complex64 eigensolvers have an open defect (pytorch#192483).
+        a = a.to(torch.complex128)
+    return solve(_upper_gram(a), wait)
+
+
+def tall(windows: Tensor) -> Tensor:
+    """Windows (..., h, w) turned so that rows are not fewer than columns."""
+    return windows if windows.shape[-2] >= windows.shape[-1] else windows.mH
+
+
+def solve(gram: Tensor, wait: bool = True) -> Tensor:
+    """Eigenvalues (B, k) of matrices (B, k, k) of which the upper half is read; NaN if none."""
+    if _ours(gram.shape[-1], gram.device, wait):
+        return eigvalsh(gram, overwrite=True)
+    with contextlib.suppress(torch.linalg.LinAlgError):
+        return torch.linalg.eigvalsh(gram, UPLO="U")
+    rows = []
+    for matrix in gram:
+        try:
+            rows.append(torch.linalg.eigvalsh(matrix, UPLO="U"))
+        except torch.linalg.LinAlgError:
+            rows.append(matrix.abs().new_full(matrix.shape[:1], float("nan")))
+    return torch.stack(rows)
+
+
+def settled(values: Tensor) -> Tensor:
+    """Ascending eigenvalues (..., k) with rounding around zero settled, by their precision."""
+    top = values[..., -1:].clamp_min(0.0)
+    if values.dtype != torch.float64:
+        return torch.maximum(values, top * 1e-9)
+    floor = top * (values.shape[-1] * torch.finfo(torch.float64).eps)
+    return torch.where(values <= floor, torch.zeros_like(values), values)  # NaN stays
+
+
+def large_window(job: Job, wait: bool = True) -> Tensor:
+    """Eigenvalues (1, k) of one large window, converted and multiplied a part at a time."""
+    a = tall(job.read().reshape(job.task.grid.height, job.task.grid.width))  # a view (n, k)
+    n, k = a.shape
+    gram = a.new_zeros(k, k, dtype=job.target)
+    step = max(1, LARGE // k)
+    for start in range(0, n, step):
+        part = converted(a[start : start + step], job.task.scale, job.target)
+        if _reduced(part):
+            gram += (part.double().mH @ part.double()).to(job.dtype)
+        else:
+            gram.addmm_(part.mH, part)
+    return solve(gram.unsqueeze(0), wait)
+
+
+def _ours(k: int, device: torch.device, wait: bool) -> bool:
+    """Whether our own eigensolver is to be used."""
+    cannot_wait = not wait and device.type == "cuda" and k <= LARGEST
+    return cannot_wait or preferred(k, device.type)
+
+
+def _upper_gram(a: Tensor) -> Tensor:
+    """A^H A for (B, n, k); of the part below the diagonal only small blocks are filled."""
+    k = a.shape[-1]
+    if _reduced(a):
+        return (a.double().mH @ a.double()).to(a.dtype)
+    if k < _BLOCKED or a.is_cuda:
+        return a.mH @ a
+    gram = a.new_zeros(*a.shape[:-2], k, k)
+    _fill_upper(a, gram)
+    return gram
+
+
+def _fill_upper(a: Tensor, gram: Tensor) -> None:
+    k = a.shape[-1]
+    if k < _BLOCKED:
+        torch.matmul(a.mH, a, out=gram) if gram.is_contiguous() else gram.copy_(a.mH @ a)
+        return
+    half = k // 2
+    left, right = a[..., :half], a[..., half:]
+    _fill_upper(left, gram[..., :half, :half])
+    gram[..., :half, half:] = left.mH @ right
+    _fill_upper(right, gram[..., half:, half:])
+
+
+def _reduced(a: Tensor) -> bool:
+    """Whether products on the CPU are in less than float32 just now, at the user's wish.
+
+    :func:`full_precision` sees to that in the training thread; beside it no setting may be touched.
+    """
+    matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    return a.device.type == "cpu" and matmul.fp32_precision in ("bf16", "tf32")
+
+
+@contextlib.contextmanager
+def full_precision(device_type: str) -> Iterator[None]:
+    """Matrix products in IEEE float32 (no TF32, no bf16) and without autocast, then as before.
+
+    A user's ``torch.set_float32_matmul_precision("high")`` would square its error in the Gram.
+    """
+    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
+    before = [backend.fp32_precision for backend in backends]
+    try:
+        for backend, value in zip(backends, before, strict=True):
+            if value != "ieee":
+                backend.fp32_precision = "ieee"
+        with torch.autocast(device_type, enabled=False):
+            yield
+    finally:
+        for backend, value in zip(backends, before, strict=True):
+            if value != "ieee":
+                backend.fp32_precision = value

@@ -1,0 +1,176 @@
+"""The study: which runs it asks for, how it picks rates, and what its tables say."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+from rich.console import Console
+
+from experiments import report, study, study_table, sweep
+from experiments.study_cells import CELLS, CONTROLS, METHODS, TUNING_SEED, VARIANTS, Cell
+from experiments.study_files import Run as StudyRun
+from experiments.study_files import best_rate, load, mean_by_rate, save, widened
+
+TOY = Cell("toy", "Toy", (), (0.1, 0.2, 0.4), {"uniform": 4, "farms": 4, "pertype": 4}, 2)
+
+
+def run_of(variant: str, rate: float, seed: int, value: float, **more: Any) -> StudyRun:
+    given = {
+        "second": 0.25, "held_out": value, "curve": "1:0.5", "seconds": 1.0, "measuring": 0.01,
+        "commit": "abc", "changed": False, "device": "cpu", "overrides": "a=1 b=2",
+    }  # fmt: skip
+    return StudyRun(variant, rate, seed, value, **(given | more))
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_every_run_of_every_cell_composes(name: str, tmp_path: Path) -> None:
+    cell = CELLS[name]
+    # All variants once, in the cell that has most of them.
+    some = [*cell.seeds, *cell.extra] if cell.extra else ["uniform", "farms_sigmoid"]
+    for variant in some:
+        chosen = study.overrides(cell, variant, 0.0123, 7)
+        cfg = sweep.compose([*chosen, f"outputs={tmp_path}", f"data_root={tmp_path}"])
+        assert isinstance(OmegaConf.to_container(cfg, resolve=True), dict)
+        assert (cfg.optimizer.lr, cfg.seed) == (0.0123, 7)
+        assert (cfg.balance is None) == (variant == "uniform")
+        assert cfg.metric.mode == cell.mode
+        assert cfg.trainer.max_epochs % cfg.trainer.check_val_every_n_epoch == 0  # last: validated
+        excluded = list(cfg.tuned.exclude)
+        assert excluded == (["SpectralConv"] if variant.endswith("_rest") else excluded)
+
+
+def test_final_seeds_are_not_those_that_tune() -> None:
+    for cell in CELLS.values():
+        assert max(cell.seeds.values()) < TUNING_SEED
+        assert cell.seeds["uniform"] == max(cell.seeds.values())  # every run has its partner
+    assert set(VARIANTS) >= {"uniform", *METHODS, *CONTROLS}
+
+
+def test_files_keep_runs(tmp_path: Path) -> None:
+    runs = [run_of("farms", 0.1, 3, math.nan), run_of("a b", 0.025, 1, 0.123456789, changed=True)]
+    path = tmp_path / "new" / "toy.csv"
+    save(path, runs)
+    found = load(path)
+    assert list(found) == [("a b", 0.025, 1), ("farms", 0.1, 3)]
+    assert found["a b", 0.025, 1] == dataclasses.replace(runs[1], value=0.123457, held_out=0.123457)
+    assert math.isnan(found["farms", 0.1, 3].value)
+    assert load(tmp_path / "none.csv") == {}
+
+
+def test_the_best_rate_is_by_validation_and_no_diverged_run_wins() -> None:
+    tune = TUNING_SEED
+    runs = [
+        run_of("uniform", 0.1, tune, 0.9, held_out=0.5),
+        run_of("uniform", 0.1, tune + 1, 0.9, held_out=0.7),
+        run_of("uniform", 0.2, tune, 0.1, held_out=0.65),
+        run_of("uniform", 0.4, tune, 0.0, held_out=0.1),
+        run_of("uniform", 0.4, tune + 1, math.nan),
+        run_of("uniform", 0.8, 1, 0.0, held_out=0.0),  # a final seed has no say
+    ]
+    assert mean_by_rate(runs, "uniform") == {0.1: 0.6, 0.2: 0.65, 0.4: math.inf}
+    assert best_rate(runs, "uniform", "min") == 0.1
+    assert best_rate(runs, "uniform", "max") == 0.2
+    assert widened([0.1, 0.2, 0.4], 0.1) == [0.05]
+    assert widened([0.1, 0.2, 0.4], 0.4) == [0.8]
+    assert widened([0.1, 0.2, 0.4], 0.2) == []
+
+
+def test_a_study_widens_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    best = {"uniform": 0.8, "farms": 0.4, "pertype": 0.8}
+    asked: list[tuple[str, float, int]] = []
+
+    def fake(self: study.Study, wanted: list[tuple[str, float, int]], what: str) -> None:
+        for variant, rate, seed in wanted:
+            if (variant, rate, seed) not in self.runs:
+                asked.append((variant, rate, seed))
+                value = abs(math.log(rate / best[variant]))
+                self.runs[variant, rate, seed] = run_of(variant, rate, seed, value)
+        save(self.path, self.runs.values())
+
+    monkeypatch.setattr(study.Study, "_run", fake)
+    study.Study(TOY, 1, tmp_path, Console(quiet=True)).go()
+    tuned = {rate for v, rate, seed in asked if v == "uniform" and seed >= TUNING_SEED}
+    assert tuned == {0.1, 0.2, 0.4, 0.8, 1.6}  # until 0.8 lies inside
+    finals = {(v, rate) for v, rate, seed in asked if seed < TUNING_SEED}
+    assert finals == {("uniform", 0.8), ("farms", 0.4), ("farms", 0.8), ("pertype", 0.8)}
+    count = len(asked)
+    study.Study(TOY, 1, tmp_path, Console(quiet=True)).go()
+    assert len(asked) == count
+
+
+def test_tables_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = []
+    for variant, rate, values in (
+        ("uniform", 0.2, (1.0, 2.0, 4.0, 8.0)),
+        ("farms", 0.1, (0.9, 1.8, 3.6, 8.8)),  # -10% three times, +10% once
+        ("farms", 0.2, (1.1, 2.2, 4.4, 8.8)),
+        ("pertype", 0.2, (0.45, 0.9, 1.8, math.nan)),
+    ):
+        runs += [run_of(variant, rate, seed, value) for seed, value in enumerate(values)]
+    for variant, rate in (("uniform", 0.2), ("farms", 0.1), ("pertype", 0.2)):
+        runs.append(run_of(variant, rate, TUNING_SEED, 0.1))
+        runs.append(run_of(variant, rate * 2, TUNING_SEED, 0.2))
+    save(tmp_path / "toy.csv", runs)
+    found = study_table.read(TOY, tmp_path)
+    assert found is not None
+    rows = {row.variant: row for row in found.own}
+    farms = rows["farms"].difference
+    assert farms is not None and (farms.mean, farms.wins, farms.n) == (pytest.approx(-5.0), 3, 4)
+    same = {row.variant: row for row in found.uniform}["farms"].difference
+    assert same is not None and (same.mean, same.wins) == (pytest.approx(10.0), 0)
+    assert rows["pertype"].diverged == 1
+    assert rows["uniform"].difference is None
+    ((method, rival, against),) = found.rivals
+    assert (method, rival, against.mean) == ("farms", "pertype", pytest.approx(100.0))
+    text = "\n".join(study_table.section(found))
+    assert "| farms | 0.1 | 4 |" in text and "(1 diverged)" in text
+
+    monkeypatch.setattr(study_table, "CELLS", {"toy": TOY, "gpu": CELLS["cifar100_vgg16"]})
+    whole = study_table.markdown(tmp_path)
+    assert "Not run (no GPU was at hand): `python -m experiments.study cifar100_vgg16`" in whole
+
+
+def test_report_without_folders_writes_the_study(tmp_path: Path) -> None:
+    cell = CELLS["darcy_fno_5"]
+    runs = [
+        run_of(v, 0.008, seed, 0.1 + 0.01 * seed + 0.001 * i)
+        for i, v in enumerate(("uniform", "farms"))
+        for seed in (0, 1, 2, TUNING_SEED)
+    ]
+    folder = tmp_path / "results"
+    save(folder / f"{cell.name}.csv", runs)
+    (folder / "conclusions.md").write_text("## In short\n\nNothing.\n")
+    paths = report.write_study(folder)
+    text = paths[0].read_text()
+    assert text.index("In short") < text.index(cell.title)
+    assert "(images/study.png)" in text
+    assert all(path.is_file() for path in paths) and len(paths) == 3
+
+
+def test_a_run_that_breaks_off_counts_as_diverged(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(cfg: Any) -> dict[str, Any]:
+        raise FloatingPointError("no")
+
+    monkeypatch.setattr("experiments.train.train", broken)
+    run = study.run_one(CELLS["digits"], "uniform", 0.1, 0, "outputs")
+    assert math.isnan(run.value) and "FloatingPointError" in run.curve
+
+
+@pytest.mark.slow
+def test_one_run_of_the_study_is_that_of_the_command_line(tmp_path: Path) -> None:
+    short = dataclasses.replace(
+        CELLS["digits"],
+        overrides=(
+            *CELLS["digits"].overrides, "trainer.max_epochs=2", "data.share=0.2",
+            "trainer.check_val_every_n_epoch=1", f"data_root={tmp_path}",
+        ),
+    )  # fmt: skip
+    a = study.run_one(short, "farms", 0.05, 3, str(tmp_path / "a"))
+    b = study.run_one(short, "farms", 0.05, 3, str(tmp_path / "b"))
+    assert a.value == b.value and a.curve == b.curve and a.curve.startswith("1:")
+    assert a.measuring > 0 and a.overrides.endswith("optimizer.lr=0.05 seed=3")
