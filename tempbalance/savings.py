@@ -152,7 +152,9 @@ class Ages:
             by_device.setdefault(current[name].device, []).append(name)
         still: set[str] = set()
         for device, some in by_device.items():
-            before = [self._sketches[name].to(device) for name in some]
+            for name in some:  # from a checkpoint they come on the CPU
+                self._sketches[name] = self._sketches[name].to(device)
+            before = [self._sketches[name] for name in some]
             change = changes([current[name] for name in some], before)
             moved = largest((~(change < threshold)).to(torch.uint8), group)
             still |= {name for name, flag in zip(some, moved.tolist(), strict=True) if not flag}

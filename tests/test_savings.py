@@ -141,6 +141,20 @@ def test_large_weights_are_sketched_in_chunks(monkeypatch: pytest.MonkeyPatch) -
     assert torch.allclose(sketch_of(weight), whole, rtol=1e-5, atol=1e-5)
 
 
+def test_the_signs_are_those_of_a_known_stream() -> None:
+    """The published first outputs of SplitMix64 from seed 1234567."""
+    known = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431]
+    found = tb.sketch._splitmix64(1234567, 4, torch.device("cpu"))
+    assert [n % 2**64 for n in found.tolist()] == known
+    signs = tb.sketch._Signs()
+    first = signs.take(0, 100, torch.device("cpu"), torch.float32).clone()
+    longer = signs.take(0, 5000, torch.device("cpu"), torch.float32)
+    assert torch.equal(longer[:100], first) and set(longer.unique().tolist()) == {-1.0, 1.0}
+    assert longer.mean(0).abs().max() < 5 / 5000**0.5
+    products = longer.T @ longer / 5000 - torch.eye(64)
+    assert products.abs().max() < 5 / 5000**0.5
+
+
 def test_a_sketch_survives_as_text() -> None:
     sketch = sketch_of(torch.randn(30, 20))
     assert torch.equal(decode(encode(sketch)), sketch)
