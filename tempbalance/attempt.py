@@ -64,10 +64,7 @@ class Result:
 
 
 def attempt(
-    layers: Sequence[Layer],
-    method: Method,
-    group: dist.ProcessGroup | None = None,
-    progress: Progress | None = None,
+    layers: Sequence[Layer], method: Method, group: dist.ProcessGroup | None = None
 ) -> Result:
     """Measure layers; if that fails, one by one.
 
@@ -77,27 +74,23 @@ def attempt(
     if not layers:
         return Result([])
     try:
-        return Result(measure(layers, **method.options, group=group, progress=progress))
+        return Result(measure(layers, **method.options, group=group))
     except Exception as error:
         if group is not None:
             raise
-        if progress is not None:
-            progress(0.0)  # where the interpreter exits, threads fail to start: end here
         logger.warning("measuring failed (%r); trying layer by layer", error)
     records: list[LayerRecord] = []
     failures: dict[str, str] = {}
     for layer in layers:
         try:
-            records += measure([layer], **method.options, progress=progress)
+            records += measure([layer], **method.options)
         except Exception as error:
             failures[layer.name] = repr(error)
     return Result(records, failures)
 
 
 def attempt_later(
-    layers: Sequence[Layer],
-    method: Method,
-    group: dist.ProcessGroup | None,
+    layers: Sequence[Layer], method: Method, group: dist.ProcessGroup | None
 ) -> Callable[[Progress], Result]:
     """Copy the weights as they are now, and return what measures the copies, in any thread.
 
@@ -107,31 +100,54 @@ def attempt_later(
     """
     if not layers:
         return lambda _: Result([])
-    if group is None:
-        frozen, failures = [], {}
-        for layer in layers:
+    return _alone(layers, method) if group is None else _together(layers, method, group)
+
+
+def _alone(layers: Sequence[Layer], method: Method) -> Callable[[Progress], Result]:
+    frozen: list[Layer] = []
+    failures: dict[str, str] = {}
+    for layer in layers:
+        try:
+            frozen.append(_frozen(layer))
+        except Exception as error:  # what reads it is the user's, or a parametrization
+            failures[layer.name] = repr(error)
+    hook = _Hook()
+
+    def start(some: list[Layer]) -> Measurement:
+        return Measurement(some, **method.options, snapshot=True, progress=hook)
+
+    whole: Measurement | Exception
+    try:
+        whole = start(frozen)
+    except Exception as error:
+        whole = error
+
+    def work(progress: Progress) -> Result:
+        hook.call = progress
+        try:
+            return Result(_done(whole), failures)
+        except Exception as error:
+            progress(0.0)  # where the interpreter exits, threads fail to start: end here
+            logger.warning("measuring failed (%r); trying layer by layer", error)
+        records: list[LayerRecord] = []
+        for layer in frozen:
             try:
-                frozen.append(_frozen(layer))
-            except Exception as error:  # what reads it is the user's, or a parametrization
+                records += _done(start([layer]))
+            except Exception as error:
                 failures[layer.name] = repr(error)
+        return Result(records, failures)
 
-        def alone(progress: Progress) -> Result:
-            result = attempt(frozen, method, progress=progress)
-            return Result(result.records, {**failures, **result.failures})
+    return work
 
-        return alone
 
-    hook: list[Progress] = []
-    measurement = Measurement(
-        layers,
-        **method.options,
-        group=group,
-        snapshot=True,
-        progress=lambda done: hook[0](done),
-    )
+def _together(
+    layers: Sequence[Layer], method: Method, group: dist.ProcessGroup
+) -> Callable[[Progress], Result]:
+    hook = _Hook()
+    measurement = Measurement(layers, **method.options, group=group, snapshot=True, progress=hook)
 
-    def together(progress: Progress) -> Result:
-        hook.append(progress)
+    def work(progress: Progress) -> Result:
+        hook.call = progress
         error: BaseException | None = None
         try:
             measurement.compute()
@@ -144,21 +160,28 @@ def attempt_later(
             raise RuntimeError("measuring the weights failed on another rank; see its error")
         return Result(measurement.finish())
 
-    return together
+    return work
 
 
-def precision_is_reduced() -> bool:
-    """Whether float32 products may run in TF32 or bf16.
+class _Hook:
+    """A progress callback that is known only later."""
 
-    Measuring switches that off, which torch can do for the whole process alone: beside a training
-    it would change the training, for as long as it happens to take.
-    """
-    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
-    return any(backend.fp32_precision in ("tf32", "bf16") for backend in backends)
+    call: Progress | None = None
+
+    def __call__(self, done: float) -> None:
+        if self.call is not None:
+            self.call(done)
+
+
+def _done(measurement: Measurement | Exception) -> list[LayerRecord]:
+    if isinstance(measurement, Exception):
+        raise measurement
+    measurement.compute()
+    return measurement.finish()
 
 
 def _frozen(layer: Layer) -> Layer:
-    """The layer with a copy of its weight as it is now."""
+    """The layer with a copy of its weight as it is now, which is not copied once more."""
     weight = layer.read()
     copy = weight if layer.copies else weight.clone()
-    return replace(layer, _read=lambda: copy, copies=False)
+    return replace(layer, _read=lambda: copy, copies=True)

@@ -1,20 +1,14 @@
-"""Background: work in a thread beside the training.
-
-On CUDA it runs on a side stream, after what the training has queued so far (the snapshot).
-"""
+"""Background: work in a thread beside the training."""
 
 from __future__ import annotations
 
 import concurrent.futures.thread as _threads
-import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, Generic, TypeVar
-
-import torch
 
 T = TypeVar("T")
 
@@ -30,14 +24,12 @@ class Job(Generic[T]):
     holds any longer, or that would keep the interpreter from exiting.
 
     Args:
-        devices: where it reads tensors.
         after: an earlier job that must be over before this one begins.
     """
 
     def __init__(
         self,
         work: Callable[[Callable[[float], None]], T],
-        devices: Iterable[torch.device] = (),
         after: Job[Any] | None = None,
     ) -> None:
         self._process = os.getpid()
@@ -48,15 +40,12 @@ class Job(Generic[T]):
             if stop.is_set() or getattr(_threads, "_shutdown", False):
                 raise Dropped
 
-        streams = _side_streams(devices)
         earlier = [] if after is None or after._process != self._process else [after._future]
 
         def run() -> tuple[T, float]:
             wait(earlier)
-            earlier.clear()
             started = time.perf_counter()
-            with _on(streams):
-                result = work(progress)
+            result = work(progress)
             return result, time.perf_counter() - started
 
         pool = ThreadPoolExecutor(1, "tempbalance-background")
@@ -85,24 +74,3 @@ class Job(Generic[T]):
 
     def __del__(self) -> None:
         self._stop.set()
-
-
-def _side_streams(devices: Iterable[torch.device]) -> list[tuple[Any, Any]]:
-    """A stream for each CUDA device, and an event: all that is queued there now."""
-    streams = []
-    for device in {d for d in devices if d.type == "cuda"}:
-        ready = torch.cuda.Event()
-        ready.record(torch.cuda.current_stream(device))
-        streams.append((torch.cuda.Stream(device), ready))
-    return streams
-
-
-@contextlib.contextmanager
-def _on(streams: list[tuple[Any, Any]]) -> Iterator[None]:
-    with contextlib.ExitStack() as stack:
-        for stream, ready in streams:
-            stream.wait_event(ready)
-            stack.enter_context(torch.cuda.stream(stream))
-            # Memory goes back to the training's streams only once nothing here uses it.
-            stack.callback(stream.synchronize)
-        yield

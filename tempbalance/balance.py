@@ -17,7 +17,7 @@ from torch import nn
 
 from tempbalance import overhead
 from tempbalance.assign import Assignment, Clipped, LinearMap
-from tempbalance.attempt import Method, Result, attempt, attempt_later, precision_is_reduced
+from tempbalance.attempt import Method, Result, attempt, attempt_later
 from tempbalance.background import Job
 from tempbalance.checks import check_layers, check_options, check_version, nothing_to_balance
 from tempbalance.farms import Farms, Windows
@@ -326,17 +326,8 @@ class Balancer:
             self._take(pending, attempt(choice.chosen, self._method, self._group))
             return
         self._pending = pending
-        if precision_is_reduced():
-            self._messages.once(
-                "TempBalance: float32 products run in TF32 or bf16, which measuring switches off "
-                "for the whole process: training waits for each measurement, delay=%d or not",
-                self.delay,
-            )
-            pending.source = attempt(choice.chosen, self._method, self._group)
-            return
         work = attempt_later(choice.chosen, self._method, self._side_group())
-        devices = {p.device for layer in choice.chosen for p in layer.tensors()}
-        pending.source = self._job = Job(work, devices, after=self._job)
+        pending.source = self._job = Job(work, after=self._job)
 
     def _collect(self, pending: Pending) -> None:
         """A measurement from the background takes effect."""
@@ -394,7 +385,7 @@ class Balancer:
 
     def _let_devices_finish(self) -> None:
         """Work that training has queued is none of a measurement's cost."""
-        for device in {p.device for layer in self.layers for p in layer.tensors()}:
+        for device in {p.device for p in self._model.parameters()}:
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
 

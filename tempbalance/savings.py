@@ -144,6 +144,7 @@ class Ages:
             for layer in layers
             if alphas.get(layer.name) is not None
             and layer.name in self._sketches
+            and layer.name in current
             and self.ages.get(layer.name, self.savings.oldest) < self.savings.oldest
         ]
         by_device: dict[torch.device, list[str]] = {}
@@ -151,7 +152,9 @@ class Ages:
             by_device.setdefault(current[name].device, []).append(name)
         still: set[str] = set()
         for device, some in by_device.items():
-            before = [self._sketches[name].to(device) for name in some]
+            for name in some:  # from a checkpoint they come on the CPU
+                self._sketches[name] = self._sketches[name].to(device)
+            before = [self._sketches[name] for name in some]
             change = changes([current[name] for name in some], before)
             moved = largest((~(change < threshold)).to(torch.uint8), group)
             still |= {name for name, flag in zip(some, moved.tolist(), strict=True) if not flag}

@@ -29,10 +29,13 @@ SIZE = 64
 # Entries of a weight that are converted to float32 at a time.
 _CHUNK = 2**24
 _SEEDS = (20260101, 20260202)
+_GAMMA = 0x9E3779B97F4A7C15
 
 
 def sketches(layers: Sequence[Layer]) -> dict[str, Tensor]:
     """The sketch (64, 64) of each layer's weight by name, float32, on the weight's device.
+
+    (On the CPU for devices without float64.)
 
     Reads every weight: sharded ones are gathered, one after another, on every rank.
     """
@@ -41,7 +44,8 @@ def sketches(layers: Sequence[Layer]) -> dict[str, Tensor]:
     for layer in layers:
         weight = layer.read()
         with torch.no_grad(), full_precision(weight.device.type):
-            out[layer.name] = _sketch(weight, signs)
+            sketch = _sketch(weight, signs)
+        out[layer.name] = sketch if weight.device.type in ("cpu", "cuda") else sketch.cpu()
     return out
 
 
@@ -91,7 +95,7 @@ def _matrix(weight: Tensor) -> Tensor:
 
 
 class _Signs:
-    """The two tables of signs, as long as was needed so far."""
+    """The two tables of signs, as long as was needed so far, made where they are used."""
 
     def __init__(self) -> None:
         self._tables: dict[tuple[int, torch.device, torch.dtype], Tensor] = {}
@@ -100,13 +104,29 @@ class _Signs:
         key = (side, device, dtype)
         table = self._tables.get(key)
         if table is None or len(table) < length:
-            table = _random_signs(_SEEDS[side], length).to(device, dtype)
+            bits = _splitmix64(_SEEDS[side], length, device)
+            places = torch.arange(SIZE, device=device)
+            table = (((bits.unsqueeze(-1) >> places) & 1) * 2 - 1).to(dtype)
             self._tables[key] = table
         return table[:length]
 
 
-def _random_signs(seed: int, length: int) -> Tensor:
-    """(length, 64) of -1 and 1, int8. Longer tables begin with the shorter ones."""
-    raw = np.random.PCG64(seed).random_raw(length)  # a stream that numpy keeps between versions
-    bits = np.unpackbits(np.asarray(raw, "<u8").view(np.uint8)).reshape(length, SIZE)
-    return torch.from_numpy(bits.astype(np.int8) * 2 - 1)
+def _splitmix64(seed: int, length: int, device: torch.device) -> Tensor:
+    """The first numbers of a random stream, (length,) of 64 bits: the same on every device.
+
+    Source: Steele, Lea and Flood (2014), Fast splittable pseudorandom number generators.
+    """
+    z = torch.arange(1, length + 1, device=device, dtype=torch.int64) * _signed(_GAMMA) + seed
+    z = (z ^ _shifted(z, 30)) * _signed(0xBF58476D1CE4E5B9)
+    z = (z ^ _shifted(z, 27)) * _signed(0x94D049BB133111EB)
+    return z ^ _shifted(z, 31)
+
+
+def _shifted(z: Tensor, places: int) -> Tensor:
+    """To the right, filled with zeros (and not with the sign)."""
+    return (z >> places) & (2 ** (64 - places) - 1)
+
+
+def _signed(number: int) -> int:
+    """The same 64 bits, read with a sign."""
+    return number - 2**64 if number >= 2**63 else number

@@ -102,6 +102,13 @@ def test_the_sketch_sees_every_change(kind: str, spread: float, threshold: float
     assert errors.square().mean().sqrt() < (3 * spread if kind == "constant" else 1.3 * spread)
 
 
+def test_the_sketch_sees_a_change_of_the_diagonal() -> None:
+    """Far off if both sides of the weight had the same signs."""
+    before = torch.randn(200, 200, generator=torch.Generator().manual_seed(0))
+    now = before + 0.1 * torch.eye(200)
+    assert estimate(now, before) == pytest.approx(exact(now, before), rel=0.05)
+
+
 def test_the_sketch_leaves_scale_out_and_sees_what_is_not_finite() -> None:
     weight = torch.randn(40, 30)
     assert estimate(weight * 0.5, weight) < 1e-6
@@ -132,6 +139,20 @@ def test_large_weights_are_sketched_in_chunks(monkeypatch: pytest.MonkeyPatch) -
     whole = sketch_of(weight)
     monkeypatch.setattr(tb.sketch, "_CHUNK", 7 * 80)
     assert torch.allclose(sketch_of(weight), whole, rtol=1e-5, atol=1e-5)
+
+
+def test_the_signs_are_those_of_a_known_stream() -> None:
+    """The published first outputs of SplitMix64 from seed 1234567."""
+    known = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431]
+    found = tb.sketch._splitmix64(1234567, 4, torch.device("cpu"))
+    assert [n % 2**64 for n in found.tolist()] == known
+    signs = tb.sketch._Signs()
+    first = signs.take(0, 100, torch.device("cpu"), torch.float32).clone()
+    longer = signs.take(0, 5000, torch.device("cpu"), torch.float32)
+    assert torch.equal(longer[:100], first) and set(longer.unique().tolist()) == {-1.0, 1.0}
+    assert longer.mean(0).abs().max() < 5 / 5000**0.5
+    products = longer.T @ longer / 5000 - torch.eye(64)
+    assert products.abs().max() < 5 / 5000**0.5
 
 
 def test_a_sketch_survives_as_text() -> None:
@@ -258,6 +279,39 @@ def test_what_has_no_alpha_is_looked_at_again(monkeypatch: pytest.MonkeyPatch) -
         balancer.step()
     assert seen == [["1"], ["1", "4"]]
     assert balancer.alphas["1"] is not None and balancer.alphas["4"] is None
+
+
+def test_a_layer_that_failed_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    balancer = Balancer(stack(), moved=0.01)
+    whole = attempt.measure
+
+    def failing(layers: Any, **options: Any) -> Any:
+        if any(layer.name == "3" for layer in layers):
+            raise torch.OutOfMemoryError("no room")
+        return whole(layers, **options)
+
+    monkeypatch.setattr(attempt, "measure", failing)
+    with pytest.warns(tb.BalanceWarning):
+        balancer.begin()
+    monkeypatch.setattr(attempt, "measure", whole)
+    seen = measured(monkeypatch)
+    balancer.step()
+    balancer.step()
+    assert seen == [["3"]] and "3" in balancer.multipliers
+
+
+def test_a_layer_that_cannot_be_read_any_more() -> None:
+    model = stack()
+    balancer = Balancer(model, moved=0.01)
+    balancer.begin()
+
+    def no_room() -> Any:
+        raise torch.OutOfMemoryError("no room")
+
+    object.__setattr__(balancer.layers[3], "_read", no_room)
+    with pytest.warns(tb.BalanceWarning, match="layer '3' could not be measured.*no room"):
+        balancer.step()
+    assert set(balancer.multipliers) == {"0", "1", "2", "4"}
 
 
 def test_layers_frozen_and_unfrozen(monkeypatch: pytest.MonkeyPatch) -> None:
