@@ -28,7 +28,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from tempbalance.eigensolver import eigvalsh, preferred
+from tempbalance.eigensolver import eigvalsh, preferred, workspace_bytes
 from tempbalance.farms import Grid
 
 T = TypeVar("T")
@@ -246,7 +246,10 @@ def _bytes(task: Task, dtype: torch.dtype) -> int:
     source = task.slices.element_size()
     size = torch.finfo(dtype).bits // 8 * (2 if task.slices.is_complex() else 1)
     k, n = task.grid.eigenvalues, max(task.grid.height, task.grid.width)
-    return (source + 2 * max(source, size)) * n * k + 2 * size * k * k
+    solver = size * k * k
+    if preferred(k, task.slices.device.type):
+        solver = workspace_bytes(k, dtype.to_complex() if task.slices.is_complex() else dtype, True)
+    return (source + 2 * max(source, size)) * n * k + size * k * k + solver
 
 
 def _jobs(

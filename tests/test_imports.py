@@ -21,7 +21,8 @@ ALLOWED: dict[str, set[str]] = {
     "tridiagonal": set(),
     "cuda_graphs": set(),
     "eigensolver": {"tridiagonal", "cuda_graphs", "eigensolver_triton"},
-    "eigensolver_triton": set(),
+    "eigensolver_kernels": set(),
+    "eigensolver_triton": {"tridiagonal", "eigensolver_kernels"},
     "spectrum": {"farms", "eigensolver"},
     "measure": {"layers", "farms", "spectrum", "powerlaw"},
     "report": {"measure", "layers", "farms", "powerlaw", "plots"},
@@ -31,7 +32,8 @@ ALLOWED: dict[str, set[str]] = {
 # Lower ones never import higher ones; what stands on one line may import each other.
 RANKS = [
     {"readers", "farms", "powerlaw", "assign", "schedules", "rates"},
-    {"tridiagonal", "cuda_graphs", "eigensolver_triton"},
+    {"tridiagonal", "cuda_graphs", "eigensolver_kernels"},
+    {"eigensolver_triton"},
     {"eigensolver"},
     {"layers", "spectrum"},
     {"measure", "groups"},
@@ -44,6 +46,7 @@ OPTIONAL = [
     *("transformers", "scipy", "rich", "torchvision", "safetensors", "wandb", "neuralop"),
     *("sklearn", "triton", "tempbalance.cli", "tempbalance.integrations"),
     "tempbalance.eigensolver_triton",
+    "tempbalance.eigensolver_kernels",
 ]
 
 
