@@ -1,14 +1,15 @@
 """Replay a long chain of small CUDA operations on a batch as one graph.
 
 A chain of thousands of launches costs the host several microseconds each, a graph about two on the
-device. A graph reads and writes fixed memory: :class:`Plan` owns its input buffer, its result and
-what lies between, so the number of bytes kept is bounded, the least recently used going first.
+device. A graph reads and writes fixed memory, which it keeps: the bytes are bounded, and the least
+recently used graph goes first.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
@@ -17,9 +18,9 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
-# Of all graphs together, input buffers and what is computed from them; a batch above it runs
-# without a graph.
-LIMIT_BYTES = 2**30
+# Input buffers of all graphs together; a batch above it runs without a graph. What lies between
+# input and result shares one pool, as large as the largest graph needs it.
+LIMIT_BYTES = 2**28
 # A graph of 10,000 nodes takes some 10 MiB of host memory besides.
 LIMIT_GRAPHS = 16
 
@@ -29,44 +30,50 @@ _Key = tuple[Solve, tuple[int, ...], torch.dtype, torch.device]
 _log = logging.getLogger("tempbalance")
 
 
+class _Device:
+    """What the graphs of one device share, so that they run one after another."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.stream = torch.cuda.Stream(device)  # of captures: memory is reused within a stream
+        self.pool = torch.cuda.graph_pool_handle()
+        self.done = torch.cuda.Event()
+        self.lock = threading.RLock()
+
+
 class Plan:
     """A captured ``solve`` with its own input ``work``. Use as a context, and fill ``work`` first.
 
-    Calls on different streams wait for each other on the device, those of different threads on
-    the host.
+    Uses on different streams wait for each other on the device, those of different threads on the
+    host.
     """
 
-    def __init__(self, shape: tuple[int, ...], like: Tensor, solve: Solve) -> None:
-        self._lock = threading.Lock()
-        self._done = torch.cuda.Event()
+    def __init__(self, shape: tuple[int, ...], like: Tensor, solve: Solve, shared: _Device) -> None:
+        self._shared = shared
         self.work = like.new_zeros(shape)
-        current = torch.cuda.current_stream(like.device)
-        side = torch.cuda.Stream(like.device)
-        side.wait_stream(current)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.stream(side):
-            solve(self.work)  # libraries take their handles and workspaces now
-            # Not torch.cuda.graph: that waits for the device and empties the allocator's cache.
-            # Other threads, those of the trainer, may allocate meanwhile.
-            self._graph.capture_begin(capture_error_mode="thread_local")
-            try:
-                self._out = solve(self.work)
-            except BaseException:
-                with contextlib.suppress(RuntimeError):
-                    self._graph.capture_end()
-                raise
-            self._graph.capture_end()
-        current.wait_stream(side)
-        self._done.record(current)
+        with self:
+            solve(self.work)  # libraries take their handles and load their kernels now
+            current = torch.cuda.current_stream(like.device)
+            shared.stream.wait_stream(current)
+            with torch.cuda.stream(shared.stream):
+                self._capture(solve)
+            current.wait_stream(shared.stream)
 
-    @property
-    def nbytes(self) -> int:
-        """What it keeps: the input, and about a half more for what is computed from it."""
-        return self.work.nbytes * 3 // 2
+    def _capture(self, solve: Solve) -> None:
+        # Not torch.cuda.graph: that waits for the device and empties the allocator's cache. Other
+        # threads, those of the trainer, may allocate meanwhile.
+        self._graph.capture_begin(pool=self._shared.pool, capture_error_mode="thread_local")
+        try:
+            self._out = solve(self.work)
+        except BaseException:
+            with contextlib.suppress(RuntimeError):
+                self._graph.capture_end()
+            raise
+        self._graph.capture_end()
 
     def __enter__(self) -> Plan:
-        self._lock.acquire()
-        torch.cuda.current_stream(self.work.device).wait_event(self._done)
+        self._shared.lock.acquire()
+        torch.cuda.current_stream(self.work.device).wait_event(self._shared.done)
         return self
 
     def replay(self) -> Tensor:
@@ -80,8 +87,8 @@ class Plan:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._done.record(torch.cuda.current_stream(self.work.device))
-        self._lock.release()
+        self._shared.done.record(torch.cuda.current_stream(self.work.device))
+        self._shared.lock.release()
 
 
 class Plans:
@@ -89,9 +96,13 @@ class Plans:
 
     def __init__(self) -> None:
         self._plans: OrderedDict[_Key, Plan] = OrderedDict()
+        self._devices: dict[torch.device, _Device] = {}
         self._seen: set[_Key] = set()
         self._failed = False
         self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._plans)
 
     def get(
         self, shape: tuple[int, ...], like: Tensor, solve: Solve, at_once: bool = False
@@ -101,10 +112,8 @@ class Plans:
         That is the first time that a shape is seen (unless ``at_once``), for a batch too large to
         keep, inside a capture of the caller's, and once a capture has failed.
         """
-        size = like.element_size()
-        for side in shape:
-            size *= side
-        if not usable(like) or self._failed or size * 3 // 2 > LIMIT_BYTES:
+        nbytes = math.prod(shape) * like.element_size()
+        if not usable(like) or self._failed or nbytes > LIMIT_BYTES:
             return None
         key = (solve, shape, like.dtype, like.device)
         with self._lock:
@@ -114,26 +123,27 @@ class Plans:
             if key not in self._seen and not at_once:
                 self._seen.add(key)
                 return None
-            self._make_room(size * 3 // 2)
+            self._make_room(nbytes)
             try:
-                plan = Plan(shape, like, solve)
+                if like.device not in self._devices:
+                    self._devices[like.device] = _Device(like.device)
+                self._plans[key] = Plan(shape, like, solve, self._devices[like.device])
             except RuntimeError as error:
                 self._failed = True
                 _log.warning("CUDA graphs are not used for eigenvalues, which are then slower: "
                              "capturing one failed (%s)", error)  # fmt: skip
                 return None
-            self._plans[key] = plan
-            return plan
+            return self._plans[key]
 
     def _make_room(self, nbytes: int) -> None:
         while self._plans and (
             len(self._plans) >= LIMIT_GRAPHS
-            or nbytes + sum(plan.nbytes for plan in self._plans.values()) > LIMIT_BYTES
+            or nbytes + sum(plan.work.nbytes for plan in self._plans.values()) > LIMIT_BYTES
         ):
             self._plans.popitem(last=False)
 
     def clear(self) -> None:
-        """Free all graphs and their memory."""
+        """Free all graphs, and forget what was seen."""
         with self._lock:
             self._plans.clear()
             self._seen.clear()

@@ -42,6 +42,8 @@ BATCHED_LIBRARY = (2, 12)
 # "ours", "library" or "auto": overrides :func:`preferred`.
 VARIABLE = "TEMPBALANCE_EIGENSOLVER"
 
+# What eigensolver_triton.rows adds to n.
+_KERNEL_ROWS = 34
 _DTYPES = (torch.float32, torch.float64, torch.complex64, torch.complex128)
 _log = logging.getLogger("tempbalance")
 
@@ -69,16 +71,16 @@ def _release(version: str) -> tuple[int, int]:
     return int(major), int(minor)
 
 
-def workspace_bytes(n: int, dtype: torch.dtype) -> int:
+def workspace_bytes(n: int, dtype: torch.dtype, overwrite: bool = False) -> int:
     """Extra memory of one n x n matrix in :func:`eigvalsh`, besides the matrix itself.
 
-    The copy that is worked in with its panel, half of the matrix while it is copied, and vectors.
-    A graph keeps the first of these for the next batch of its shape, within
-    :data:`tempbalance.cuda_graphs.LIMIT_BYTES` for all graphs together. Besides there are, for a
-    whole batch, at most 64 MiB of Sturm counts.
+    The copy that is worked in with its panel, half of the matrix while it is copied (not with
+    ``overwrite``), and vectors. Besides, for a whole batch, at most 128 MiB of Sturm counts; and
+    what graphs keep for later: :data:`tempbalance.cuda_graphs.LIMIT_BYTES` for all together, and
+    one more time the largest of these counts.
     """
-    size = torch.empty((), dtype=dtype, device="meta").element_size()
-    return size * n * (tridiagonal.work_rows(n) + n + 16)
+    rows = max(tridiagonal.work_rows(n), n + _KERNEL_ROWS) + 16
+    return dtype.itemsize * n * (rows if overwrite else rows + n)
 
 
 @torch.no_grad()
@@ -277,7 +279,7 @@ def _load(matrices: Tensor, uplo: str, overwrite: bool, work: Tensor) -> tuple[T
         upper = matrices.triu_(1)
     else:
         upper = (matrices if uplo == "U" else matrices.mH).triu(1)
-    torch.add(upper, upper.mH, out=a)
+    a.copy_(upper.mH).add_(upper)
     a.diagonal(dim1=-2, dim2=-1).copy_(diagonal)
     del upper
     parts = torch.view_as_real(a).flatten(-2) if a.is_complex() else a

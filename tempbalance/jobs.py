@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tempbalance.eigensolver import workspace_bytes
+from tempbalance.eigensolver import LARGEST, workspace_bytes
 from tempbalance.farms import Grid
 
 # A window of more entries is converted and multiplied in parts (of 32 MiB in float32).
@@ -112,8 +112,9 @@ def bytes_of(task: Task, dtype: torch.dtype) -> int:
     else:
         copies = (source + 2 * max(source, size)) * n * k
     solver = size * k * k
-    if task.slices.device.type != "cpu":
-        solver = max(solver, workspace_bytes(k, dtype.to_complex() if size > real else dtype))
+    if task.slices.device.type != "cpu" and k <= LARGEST:
+        entry = dtype.to_complex() if size > real else dtype
+        solver = max(solver, workspace_bytes(k, entry, overwrite=True))
     return copies + size * k * k + solver
 
 

@@ -94,7 +94,7 @@ def tridiagonalize(work: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _reflector(work: Tensor, column: Tensor, norm: Tensor, k: int, upper: int) -> Tensor:
-    """v of the k-th column of a panel, (B, 1, m), written where it belongs; its norm to ``norm``."""
+    """v of the k-th column of a panel, (B, 1, m), where it belongs; the norm goes to ``norm``."""
     n = work.shape[-1]
     if column.is_conj():
         column = column.resolve_conj()

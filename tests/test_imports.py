@@ -21,7 +21,8 @@ ALLOWED: dict[str, set[str]] = {
     "tridiagonal": set(),
     "cuda_graphs": set(),
     "eigensolver": {"tridiagonal", "cuda_graphs", "eigensolver_triton"},
-    "eigensolver_triton": set(),
+    "eigensolver_kernels": set(),
+    "eigensolver_triton": {"tridiagonal", "eigensolver_kernels"},
     "spectrum": {"cpu_pool", "gram", "jobs"},
     "cpu_pool": {"gram", "jobs"},
     "jobs": {"farms", "eigensolver"},
@@ -61,7 +62,8 @@ ALLOWED: dict[str, set[str]] = {
 # Lower ones never import higher ones; what stands on one line may import each other.
 RANKS = [
     {"readers", "farms", "powerlaw", "assign", "schedules", "rates", "background", "ramp"},
-    {"tridiagonal", "cuda_graphs", "eigensolver_triton"},
+    {"tridiagonal", "cuda_graphs", "eigensolver_kernels"},
+    {"eigensolver_triton"},
     {"eigensolver"},
     {"jobs"},
     {"gram"},
@@ -80,6 +82,7 @@ OPTIONAL = [
     *("transformers", "scipy", "rich", "torchvision", "safetensors", "wandb", "neuralop"),
     *("sklearn", "triton", "tempbalance.cli", "tempbalance.integrations"),
     "tempbalance.eigensolver_triton",
+    "tempbalance.eigensolver_kernels",
 ]
 
 
