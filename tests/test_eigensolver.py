@@ -15,7 +15,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tempbalance import cuda_graphs, eigensolver, spectrum, tridiagonal
+from tempbalance import cuda_graphs, eigensolver, gram, tridiagonal
 from tempbalance.eigensolver import eigvalsh, preferred, workspace_bytes
 
 REAL = [torch.float32, torch.float64]
@@ -272,12 +272,12 @@ def test_the_engine_uses_it(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch)
     with FakeTensorMode():
         windows = torch.empty(4, 12, 20, dtype=dtype, device="cuda")
         with Watch():
-            values = spectrum._eigenvalues(windows)
+            values = gram.eigenvalues(windows)
     assert values.shape == (4, 12)
     assert values.dtype == dtype.to_real()
     monkeypatch.setenv(eigensolver.VARIABLE, "library")
     with FakeTensorMode(), Watch(), pytest.raises(AssertionError):
-        spectrum._eigenvalues(windows)
+        gram.eigenvalues(windows)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
