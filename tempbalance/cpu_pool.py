@@ -77,7 +77,7 @@ def _run(job: Job) -> None:
         values = gram.large_window(job)
     else:
         windows = converted(job.read(), job.task.scale, job.target)
-        values = gram.eigenvalues(windows.flatten(0, 1))
+        values = gram.eigenvalues(windows.flatten(0, 1), wide=job.task.wide)
     job.write(gram.settled(values.to(job.dtype)))
 
 

@@ -20,13 +20,14 @@ class Task:
 
     ``scale`` () is the power of two that brings the largest entry near 1, so that neither tiny nor
     huge weights under- or overflow when squared; 0 marks a layer with a value that is not finite.
-    ``name`` is for messages.
+    ``name`` is for messages. ``wide``: float32 products cannot be relied on, so float64 ones.
     """
 
     slices: Tensor
     grid: Grid
     scale: Tensor
     name: str = ""
+    wide: bool = False
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from tempbalance import cpu_pool, gram
 from tempbalance.cpu_pool import pinned
-from tempbalance.gram import full_precision
+from tempbalance.gram import full_precision, reduced
 from tempbalance.jobs import Job, Task, Work, bytes_of, is_double, jobs_of
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "needs_float64",
     "on_pool",
     "pinned",
+    "reduced",
     "spectra",
     "spectra_float64",
     "unit_scale",

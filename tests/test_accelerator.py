@@ -270,17 +270,18 @@ def test_beside_the_training_no_setting_is_touched_and_none_matters(
         raise AssertionError("a global setting was touched")
 
     monkeypatch.setattr(measure, "full_precision", refuse)
-    products: list[torch.dtype] = []
+    wide_ones: list[bool] = []
     original = gram._upper_gram
 
-    def watched(a: Tensor) -> Tensor:
-        products.append(a.dtype if not gram._reduced(a) else torch.float64)
-        return original(a)
+    def watched(a: Tensor, wide: bool) -> Tensor:
+        wide_ones.append(wide)
+        return original(a, wide)
 
     monkeypatch.setattr(gram, "_upper_gram", watched)
+    torch.backends.mkldnn.matmul.fp32_precision = "ieee"  # too late to matter
     in_a_thread(taken.compute)
     same(taken.finish(), expected, 1e-5)
-    assert set(products) == {torch.float64}
+    assert set(wide_ones) == {True}
 
 
 # --- large windows and memory --------------------------------------------------------------------
