@@ -26,10 +26,13 @@ def eigenvalues(windows: Tensor, wait: bool = True, wide: bool = False) -> Tenso
     that waits for the device, for up to 1024 eigenvalues. With ``wide`` products are in float64.
     """
     a = tall(windows)  # (B, n, k), n >= k
+    del windows
     if a.is_cuda and a.is_complex() and not _ours(a.shape[-1], a.device, wait):
         # The library's batched complex64 eigensolvers have an open defect (pytorch#192483).
         a = a.to(torch.complex128)
-    return solve(_upper_gram(a, wide), wait)
+    gram = _upper_gram(a, wide)
+    del a  # a caller that keeps no windows has their memory for the solver
+    return solve(gram, wait)
 
 
 def tall(windows: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
@@ -205,7 +206,9 @@ def _compute_batched(
     total = sum(job.flops for jobs in by_shape.values() for job in jobs)
     for jobs in by_shape.values():
         size = max(bytes_of(job.task, dtype) for job in jobs)  # by the dtype of the weight
-        for chunk in _chunks(jobs, min(_MAX_BATCH, max(1, budget // size))):
+        most = min(_MAX_BATCH, max(1, budget // size))
+        count = sum(job.windows for job in jobs)
+        for chunk in _chunks(jobs, math.ceil(count / math.ceil(count / most))):  # of one size
             if chunk[0].large:
                 values = torch.cat([gram.large_window(job, wait) for job in chunk])
             else:

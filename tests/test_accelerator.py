@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -390,3 +391,38 @@ def test_a_layer_of_a_large_language_model_stays_within_the_budget() -> None:
     grown, alpha = peak_of(8192, 28672, 512, budget)
     assert grown <= budget
     assert alpha == pytest.approx(2.12, abs=0.02)
+
+
+def test_the_solver_has_the_memory_of_the_windows(
+    batched: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[weakref.ref[Tensor]] = []
+    gathered, solve = spectrum._gathered, gram.solve
+
+    def watched(some: Any) -> Tensor:
+        batch = gathered(some)
+        made.append(weakref.ref(batch))
+        return batch
+
+    def checks(matrices: Tensor, wait: bool = True) -> Tensor:
+        assert made[-1]() is None
+        return solve(matrices, wait)
+
+    monkeypatch.setattr(spectrum, "_gathered", watched)
+    monkeypatch.setattr(gram, "solve", checks)
+    measured(find_layers(small()).layers)
+    assert made
+
+
+def test_chunks_are_of_one_size(batched: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    original = gram.eigenvalues
+
+    def watched(windows: Tensor, wait: bool = True) -> Tensor:
+        sizes.append(len(windows))
+        return original(windows, wait)
+
+    monkeypatch.setattr(gram, "eigenvalues", watched)
+    layers = find_layers(nn.Sequential(*(nn.Linear(20, 20) for _ in range(12)))).layers
+    measured(layers, budget=5 * 8000)  # room for five at a time
+    assert sizes == [4, 4, 4]
