@@ -49,9 +49,6 @@ def run_one(cell: Cell, variant: str, rate: float, seed: int, outputs: str) -> R
     """Train once, in this process."""
     from experiments.train import train
 
-    for name in ("lightning.pytorch", "lightning.fabric", "tempbalance"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore")
     chosen = overrides(cell, variant, rate, seed)
     cfg = sweep.compose([*chosen, f"outputs={outputs}"])
     try:
@@ -156,7 +153,7 @@ class Study:
         with (
             tempfile.TemporaryDirectory() as outputs,
             Progress(*columns, TimeElapsedColumn(), console=self.console) as progress,
-            ProcessPoolExecutor(self.jobs, spawn) as pool,
+            ProcessPoolExecutor(self.jobs, spawn, initializer=_quiet) as pool,
         ):
             bar = progress.add_task(f"{self.cell.name}: {what}", total=len(wanted))
             futures = {pool.submit(run_one, self.cell, *key, outputs): key for key in wanted}
