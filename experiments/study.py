@@ -82,6 +82,13 @@ def run_one(cell: Cell, variant: str, rate: float, seed: int, outputs: str) -> R
     )
 
 
+def _quiet() -> None:
+    """Of a worker: hundreds of runs say the same."""
+    for name in ("lightning.pytorch", "lightning.fabric", "tempbalance"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore")
+
+
 def _failed(variant: str, rate: float, seed: int, chosen: Sequence[str], error: Exception) -> Run:
     """A run that broke off counts as one that diverged."""
     code, nan = provenance.commit(), math.nan
