@@ -5,7 +5,8 @@
 
 A cell goes through three stages, each decided by the one before and by validation data alone:
 uniform over its grid of rates; every method at the rates around uniform's best; then all of them
-on the final seeds, at uniform's rate and at their own. A best rate at an edge widens the grid.
+on the final seeds, at uniform's rate and at their own, and uniform at the rates beside its best
+too. A best rate at an edge widens the grid.
 """
 
 from __future__ import annotations
@@ -123,6 +124,16 @@ class Study:
             for rate in dict.fromkeys((own[variant], uniform))
         ]
         self._run(wanted, "final seeds")
+        self.neighbours()
+
+    def neighbours(self) -> None:
+        """Uniform at the rates beside its best on the final seeds: was it well chosen?"""
+        best = best_rate(self.runs.values(), "uniform", self.cell.mode)
+        rates = (best / FACTOR, best * FACTOR)
+        seeds = range(self.cell.seeds["uniform"])
+        self._run(
+            [("uniform", rate, s) for s in seeds for rate in rates], "uniform beside its best"
+        )
 
     def extra(self, seeds: int) -> None:
         """Run the cell's further variants at uniform's rate."""
@@ -186,6 +197,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("cells", nargs="*", choices=[*CELLS, []], help="default: list them")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
     parser.add_argument("--extra", type=int, metavar="SEEDS", help="sensitivity instead")
+    parser.add_argument("--neighbours", action="store_true", help="uniform beside its best alone")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results")
     chosen = parser.parse_args(arguments)
     console = Console()
@@ -193,7 +205,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         show(chosen.results, console)
     for name in chosen.cells:
         study = Study(CELLS[name], chosen.jobs, chosen.results, console)
-        study.go() if chosen.extra is None else study.extra(chosen.extra)
+        if chosen.extra is not None:
+            study.extra(chosen.extra)
+        elif chosen.neighbours:
+            study.neighbours()
+        else:
+            study.go()
     return 0
 
 

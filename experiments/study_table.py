@@ -10,7 +10,7 @@ from pathlib import Path
 
 from experiments import statistics
 from experiments.study_cells import CELLS, METHODS, TUNING_SEED, Cell
-from experiments.study_files import RESULTS, Run, best_rate, load, mean_by_rate, path_of
+from experiments.study_files import FACTOR, RESULTS, Run, best_rate, load, mean_by_rate, path_of
 
 # Alpha is credited only where a method beats these too.
 RIVALS = ("shuffled", "type_unit", "pertype")
@@ -95,6 +95,12 @@ def _row(cell: Cell, runs: Sequence[Run], base: Sequence[Run], variant: str) -> 
     )
 
 
+def _beside(cell: Cell, runs: Sequence[Run], base: Sequence[Run], best: float) -> list[Row]:
+    """Uniform at the rates beside its best, where that was run; no test, so no p."""
+    found = [final(runs, "uniform", rate) for rate in (best / FACTOR, best * FACTOR)]
+    return [_row(cell, some, base, "uniform") for some in found if some]
+
+
 def _corrected(rows: list[Row]) -> list[Row]:
     tested = [i for i, r in enumerate(rows) if r.difference and r.difference.p is not None]
     values = statistics.holm([rows[i].difference.p for i in tested])  # type: ignore[misc, union-attr]
@@ -128,7 +134,7 @@ def read(cell: Cell, folder: Path = RESULTS) -> Cellwise | None:
         cell=cell,
         runs=runs,
         rates=rates,
-        own=_corrected(rows(rates)),
+        own=_beside(cell, runs, base, rates["uniform"]) + _corrected(rows(rates)),
         uniform=_corrected(rows(dict.fromkeys(rates, rates["uniform"]))),
         rivals=rivals,
         extra=rows(dict.fromkeys(cell.extra, rates["uniform"])),

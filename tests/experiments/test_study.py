@@ -97,7 +97,8 @@ def test_a_study_widens_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     tuned = {rate for v, rate, seed in asked if v == "uniform" and seed >= TUNING_SEED}
     assert tuned == {0.1, 0.2, 0.4, 0.8, 1.6}  # until 0.8 lies inside
     finals = {(v, rate) for v, rate, seed in asked if seed < TUNING_SEED}
-    assert finals == {("uniform", 0.8), ("farms", 0.4), ("farms", 0.8), ("pertype", 0.8)}
+    uniform = {("uniform", rate) for rate in (0.4, 0.8, 1.6)}
+    assert finals == {*uniform, ("farms", 0.4), ("farms", 0.8), ("pertype", 0.8)}
     count = len(asked)
     study.Study(TOY, 1, tmp_path, Console(quiet=True)).go()
     assert len(asked) == count
@@ -107,6 +108,7 @@ def test_tables_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     runs = []
     for variant, rate, values in (
         ("uniform", 0.2, (1.0, 2.0, 4.0, 8.0)),
+        ("uniform", 0.1, (0.98, 1.96, 3.92, 7.84)),
         ("farms", 0.1, (0.9, 1.8, 3.6, 8.8)),  # -10% three times, +10% once
         ("farms", 0.2, (1.1, 2.2, 4.4, 8.8)),
         ("pertype", 0.2, (0.45, 0.9, 1.8, math.nan)),
@@ -118,7 +120,10 @@ def test_tables_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     save(tmp_path / "toy.csv", runs)
     found = study_table.read(TOY, tmp_path)
     assert found is not None
-    rows = {row.variant: row for row in found.own}
+    beside, *others = found.own
+    assert beside.variant == "uniform" and beside.difference is not None
+    assert (beside.rate, beside.difference.mean, beside.p) == (0.1, pytest.approx(-2.0), None)
+    rows = {row.variant: row for row in others}
     farms = rows["farms"].difference
     assert farms is not None and (farms.mean, farms.wins, farms.n) == (pytest.approx(-5.0), 3, 4)
     same = {row.variant: row for row in found.uniform}["farms"].difference
