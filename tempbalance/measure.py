@@ -268,7 +268,7 @@ class _Engine:
 
         Nothing waits for the device, but for the library's eigensolver with ``wait``.
         """
-        scales = unit_scales(list(part.slices.values()))
+        scales = unit_scales(list(part.slices.values()), self.workers)
         part.tasks = [
             Task(slices, self.windows.grid(*self.layers[i].shape[1:]), scale, self.layers[i].name)
             for (i, slices), scale in zip(part.slices.items(), scales, strict=True)

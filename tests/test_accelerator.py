@@ -271,13 +271,13 @@ def test_beside_the_training_no_setting_is_touched_and_none_matters(
 
     monkeypatch.setattr(measure, "full_precision", refuse)
     products: list[torch.dtype] = []
-    original = gram._upper_gram
+    original = gram._half_gram
 
     def watched(a: Tensor) -> Tensor:
         products.append(a.dtype if not gram._reduced(a) else torch.float64)
         return original(a)
 
-    monkeypatch.setattr(gram, "_upper_gram", watched)
+    monkeypatch.setattr(gram, "_half_gram", watched)
     in_a_thread(taken.compute)
     same(taken.finish(), expected, 1e-5)
     assert set(products) == {torch.float64}
