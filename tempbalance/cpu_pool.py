@@ -112,7 +112,7 @@ def _run(job: Job) -> None:
     else:
         at_once = max(1, _SOLVED // job.task.grid.eigenvalues**2)
         windows = _gathered(job).split(at_once)
-        values = torch.cat([gram.eigenvalues(some) for some in windows])
+        values = torch.cat([gram.eigenvalues(w, wide=job.task.wide) for w in windows])
     job.write(gram.settled(values.to(job.dtype)))
 
 

@@ -51,9 +51,9 @@ _log = logging.getLogger("tempbalance")
 def preferred(n: int, device_type: str, version: str = torch.__version__) -> bool:
     """Whether :func:`eigvalsh` is to be used rather than ``torch.linalg.eigvalsh``.
 
-    ``ours`` on CUDA up to :data:`LARGEST`, where the library loops (before torch 2.12); it reads
-    back in any case, so small sizes count too. The environment variable
-    ``TEMPBALANCE_EIGENSOLVER`` ("ours" or "library") decides otherwise.
+    It is on CUDA up to n = :data:`LARGEST` before torch 2.12, where the library loops over the
+    matrices from n = 33 on and waits for the device at every size. The environment variable
+    ``TEMPBALANCE_EIGENSOLVER``, "ours" or "library", overrides this on CUDA.
 
     Raises:
         ValueError: for another value of that variable.
@@ -89,8 +89,9 @@ def eigvalsh(
 ) -> Tensor:
     """Eigenvalues of Hermitian matrices (..., n, n), ascending: (..., n), real, same precision.
 
-    No operation waits for the device; a call may be captured in a CUDA graph. When a size is met
-    for the first time in a process, Triton's kernels are compiled and checked, which does wait.
+    No operation waits for the device, and a call may be captured in a CUDA graph (it then takes
+    the torch form). When Triton's kernels for a range of sizes (to 32, 64, 128, ...) are first
+    used in a process they are compiled and checked, and that does wait.
 
     Args:
         matrices: float32, float64, complex64 or complex128, on any device.
@@ -169,21 +170,16 @@ def _kernels(matrices: Tensor, form: Form) -> _Solver | None:
     """The Triton form; None where it cannot run."""
     batch, n = matrices.shape[:2]
     kernels = None
-    if usable(matrices) and not matrices.is_complex() and n <= LARGEST:
+    if usable(matrices) and not matrices.is_complex() and 1 < n <= LARGEST:
         kernels = _module()
     if kernels is not None:
         shared = kernels.parts(batch, n, matrices.device) > 1
         solver = _Solver(
             kernels.rows, kernels.solve_shared if shared else kernels.solve_alone, shared
         )
-        # Each of these is a kernel of its own.
-        key = (
-            matrices.device,
-            matrices.dtype,
-            kernels.tiles(n, matrices.dtype),
-            n % 16 == 0,
-            shared,
-        )
+        # Each of these is compiled by itself.
+        tiles = kernels.tiles(n, matrices.dtype)
+        key = (matrices.device, matrices.dtype, tiles, n % 16 == 0, shared)
         with _checking:
             if key not in _verdicts:
                 _verdicts[key] = _passes(solver, n, matrices.dtype, matrices.device)
@@ -270,7 +266,7 @@ def _load(matrices: Tensor, uplo: str, overwrite: bool, work: Tensor) -> tuple[T
     """Write both halves of each matrix into the first rows of ``work``, scaled to entries near 1.
 
     Returns the factors (B, 1) that undo the scaling, powers of two, and a mask (B, 1) of the
-    matrices that are finite; the others are zeros in ``work``.
+    matrices that are finite; no operation mixes them with the others.
     """
     n = matrices.shape[-1]
     a = work[:, :n]
@@ -290,7 +286,6 @@ def _load(matrices: Tensor, uplo: str, overwrite: bool, work: Tensor) -> tuple[T
     exponent = torch.floor(torch.log2(top)).clamp(-limit, limit)
     exponent = torch.where(finite & (top > 0), exponent, torch.zeros_like(exponent))
     a.mul_(torch.exp2(-exponent).to(parts.dtype)[:, None, None])
-    a.masked_fill_(~finite[:, None, None], 0.0)
     factor = torch.exp2(exponent) * (top > 0)  # a matrix of zeros has zeros exactly
     return factor.to(parts.dtype).unsqueeze(-1), finite.unsqueeze(-1)
 

@@ -197,7 +197,7 @@ def _pivot(d, e2, x, q, PIVOT: tl.constexpr):
     return tl.where(tl.abs(q) < PIVOT, -PIVOT, q)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["half"])
 def sturm_kernel(
     d, e2, low, high, out, n, half,
     STEPS: tl.constexpr, LANES: tl.constexpr, UNROLL: tl.constexpr, PIVOT: tl.constexpr,

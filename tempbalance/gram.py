@@ -20,17 +20,20 @@ _HALVED = 192
 _STRIP = 64
 
 
-def eigenvalues(windows: Tensor, wait: bool = True) -> Tensor:
+def eigenvalues(windows: Tensor, wait: bool = True, wide: bool = False) -> Tensor:
     """(B, h, w) -> (B, min(h, w)) eigenvalues of the Gram matrix of the shorter side, ascending.
 
     NaN for a window whose eigenvalues do not converge. Without ``wait`` no eigensolver is used
-    that waits for the device, for up to 1024 eigenvalues.
+    that waits for the device, for up to 1024 eigenvalues. With ``wide`` products are in float64.
     """
     a = tall(windows)  # (B, n, k), n >= k
+    del windows
     if a.is_cuda and a.is_complex() and not _ours(a.shape[-1], a.device, wait):
         # The library's batched complex64 eigensolvers have an open defect (pytorch#192483).
         a = a.to(torch.complex128)
-    return solve(_half_gram(a), wait)
+    gram = _half_gram(a, wide)
+    del a  # a caller that keeps no windows has their memory for the solver
+    return solve(gram, wait)
 
 
 def tall(windows: Tensor) -> Tensor:
@@ -76,7 +79,7 @@ def large_window(job: Job, wait: bool = True) -> Tensor:
     step = max(1, LARGE // k)
     for start in range(0, n, step):
         part = converted(a[start : start + step], job.task.scale, job.target)
-        if _reduced(part):
+        if job.task.wide:
             gram += (part.double().mH @ part.double()).to(job.dtype)
         else:
             gram.addmm_(part.mH, part)
@@ -89,10 +92,10 @@ def _ours(k: int, device: torch.device, wait: bool) -> bool:
     return cannot_wait or preferred(k, device.type)
 
 
-def _half_gram(a: Tensor) -> Tensor:
+def _half_gram(a: Tensor, wide: bool) -> Tensor:
     """A^H A for (B, n, k); above the diagonal of a large one on a CPU only small blocks."""
     k = a.shape[-1]
-    if _reduced(a):
+    if wide:
         return (a.double().mH @ a.double()).to(a.dtype)
     if k < _HALVED or a.device.type != "cpu":
         return a.mH @ a
@@ -105,13 +108,14 @@ def _half_gram(a: Tensor) -> Tensor:
     return gram
 
 
-def _reduced(a: Tensor) -> bool:
+def reduced() -> bool:
     """Whether products on the CPU are in less than float32 just now, at the user's wish.
 
-    :func:`full_precision` sees to that in the training thread; beside it no setting may be touched.
+    :func:`full_precision` sees to that in the training thread. Beside it no setting may be
+    touched, and such products are made in float64.
     """
     matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
-    return a.device.type == "cpu" and matmul.fp32_precision in ("bf16", "tf32")
+    return matmul.fp32_precision in ("bf16", "tf32")
 
 
 @contextlib.contextmanager

@@ -20,13 +20,14 @@ class Task:
 
     ``scale`` () is the power of two that brings the largest entry near 1, so that neither tiny nor
     huge weights under- or overflow when squared; 0 marks a layer with a value that is not finite.
-    ``name`` is for messages.
+    ``name`` is for messages. ``wide``: float32 products cannot be relied on, so float64 ones.
     """
 
     slices: Tensor
     grid: Grid
     scale: Tensor
     name: str = ""
+    wide: bool = False
 
 
 @dataclass(frozen=True)
@@ -107,20 +108,23 @@ def flops_of(task: Task) -> float:
 
 
 def bytes_of(task: Task, dtype: torch.dtype) -> int:
-    """Extra memory of one window: its copies, the Gram matrix, the solver's own copy of that."""
+    """Extra memory of one window: its copies, the Gram matrix, and what the solver needs."""
     source = task.slices.element_size()
     real = torch.finfo(dtype).bits // 8
     size = real * (2 if task.slices.is_complex() else 1)
     k, n = task.grid.eigenvalues, max(task.grid.height, task.grid.width)
+    matrix = size * k * k
     if is_large(task):  # read as a view, a part at a time
-        copies = (size + (source if is_double(task.slices) else 0)) * LARGE
-    else:
-        copies = (source + 2 * max(source, size)) * n * k
-    solver = size * k * k
-    if task.slices.device.type != "cpu" and k <= LARGEST:
+        part = (size + (source if is_double(task.slices) else 0)) * LARGE
+        return part + 2 * matrix
+    if task.slices.device.type == "cpu":
+        return (source + 2 * max(source, size)) * n * k + 2 * matrix
+    # In batches each stage lets go of what the one before has made.
+    solver = 2 * matrix
+    if k <= LARGEST:
         entry = dtype.to_complex() if size > real else dtype
         solver = max(solver, workspace_bytes(k, entry, overwrite=True))
-    return copies + size * k * k + solver
+    return max((source + size) * n * k, size * n * k + matrix, matrix + solver)
 
 
 def jobs_of(

@@ -34,6 +34,7 @@ from tempbalance.spectrum import (
     needs_float64,
     on_pool,
     pinned,
+    reduced,
     spectra,
     spectra_float64,
     unit_scales,
@@ -160,6 +161,7 @@ class Measurement:
 
     def _take(self) -> list[_Part]:
         """Copies of the weights, those on CUDA with all work on them enqueued."""
+        self._engine.wide = reduced()  # decided now: what comes later must not depend on settings
         with torch.no_grad(), full_precision(_device_type(self._layers)):
             slices = self._engine.snapshot()
             parts = [_Part({i: slices[i] for i in some}) for some in _by_device(slices)]
@@ -210,6 +212,7 @@ class _Engine:
         self.budget, self.keep_spectra, self.progress = budget, keep_spectra, progress
         self.pooled = windows.pool == "spectrum"
         self.workers = torch.get_num_threads()  # of the constructing thread: the user's
+        self.wide = False
         self.costs = {i: cost(x, windows) for i, x in enumerate(layers) if mine[i]}
 
     # --- reading weights -----------------------------------------------------------------------
@@ -270,8 +273,10 @@ class _Engine:
         """
         scales = unit_scales(list(part.slices.values()), self.workers)
         part.tasks = [
-            Task(slices, self.windows.grid(*self.layers[i].shape[1:]), scale, self.layers[i].name)
-            for (i, slices), scale in zip(part.slices.items(), scales, strict=True)
+            Task(slices, self.windows.grid(*layer.shape[1:]), scale, layer.name, self.wide)
+            for (layer, slices), scale in zip(
+                ((self.layers[i], s) for i, s in part.slices.items()), scales, strict=True
+            )
         ]
         share = sum(self.costs[i] for i in part.slices) / sum(self.costs.values())
         progress = (

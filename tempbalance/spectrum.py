@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from tempbalance import cpu_pool, gram
 from tempbalance.cpu_pool import pinned
-from tempbalance.gram import full_precision
+from tempbalance.gram import full_precision, reduced
 from tempbalance.jobs import Job, Task, Work, bytes_of, is_double, jobs_of
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "needs_float64",
     "on_pool",
     "pinned",
+    "reduced",
     "spectra",
     "spectra_float64",
     "unit_scale",
@@ -220,7 +222,9 @@ def _compute_batched(
     total = sum(job.flops for jobs in by_shape.values() for job in jobs)
     for jobs in by_shape.values():
         size = max(bytes_of(job.task, dtype) for job in jobs)  # by the dtype of the weight
-        for chunk in _chunks(jobs, min(_MAX_BATCH, max(1, budget // size))):
+        most = min(_MAX_BATCH, max(1, budget // size))
+        count = sum(job.windows for job in jobs)
+        for chunk in _chunks(jobs, math.ceil(count / math.ceil(count / most))):  # of one size
             if chunk[0].large:
                 values = torch.cat([gram.large_window(job, wait) for job in chunk])
             else:

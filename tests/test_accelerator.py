@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -270,17 +271,18 @@ def test_beside_the_training_no_setting_is_touched_and_none_matters(
         raise AssertionError("a global setting was touched")
 
     monkeypatch.setattr(measure, "full_precision", refuse)
-    products: list[torch.dtype] = []
+    wide_ones: list[bool] = []
     original = gram._half_gram
 
-    def watched(a: Tensor) -> Tensor:
-        products.append(a.dtype if not gram._reduced(a) else torch.float64)
-        return original(a)
+    def watched(a: Tensor, wide: bool) -> Tensor:
+        wide_ones.append(wide)
+        return original(a, wide)
 
     monkeypatch.setattr(gram, "_half_gram", watched)
+    torch.backends.mkldnn.matmul.fp32_precision = "ieee"  # too late to matter
     in_a_thread(taken.compute)
     same(taken.finish(), expected, 1e-5)
-    assert set(products) == {torch.float64}
+    assert set(wide_ones) == {True}
 
 
 # --- large windows and memory --------------------------------------------------------------------
@@ -389,3 +391,38 @@ def test_a_layer_of_a_large_language_model_stays_within_the_budget() -> None:
     grown, alpha = peak_of(8192, 28672, 512, budget)
     assert grown <= budget
     assert alpha == pytest.approx(2.12, abs=0.02)
+
+
+def test_the_solver_has_the_memory_of_the_windows(
+    batched: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[weakref.ref[Tensor]] = []
+    gathered, solve = spectrum._gathered, gram.solve
+
+    def watched(some: Any) -> Tensor:
+        batch = gathered(some)
+        made.append(weakref.ref(batch))
+        return batch
+
+    def checks(matrices: Tensor, wait: bool = True) -> Tensor:
+        assert made[-1]() is None
+        return solve(matrices, wait)
+
+    monkeypatch.setattr(spectrum, "_gathered", watched)
+    monkeypatch.setattr(gram, "solve", checks)
+    measured(find_layers(small()).layers)
+    assert made
+
+
+def test_chunks_are_of_one_size(batched: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    original = gram.eigenvalues
+
+    def watched(windows: Tensor, wait: bool = True) -> Tensor:
+        sizes.append(len(windows))
+        return original(windows, wait)
+
+    monkeypatch.setattr(gram, "eigenvalues", watched)
+    layers = find_layers(nn.Sequential(*(nn.Linear(20, 20) for _ in range(12)))).layers
+    measured(layers, budget=5 * 8000)  # room for five at a time
+    assert sizes == [4, 4, 4]

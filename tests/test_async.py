@@ -272,23 +272,36 @@ def test_a_measurement_that_is_not_wanted_any_more_ends(
         assert balancer.pending is None
 
 
-def test_the_copies_are_freed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_copy_is_made_and_freed(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     copies: list[weakref.ref[torch.Tensor]] = []
+    places: set[int] = set()
     whole = attempt._frozen
 
     def watched(layer: Any) -> Any:
         frozen = whole(layer)
         copies.append(weakref.ref(frozen.read()))
+        places.add(frozen.read().data_ptr())
         return frozen
 
+    def one_copy(measurement: Measurement, compute: Any) -> None:
+        assert measurement._taken is not None
+        held = {s.data_ptr() for part in measurement._taken for s in part.slices.values()}
+        assert held == places  # and no other
+        compute(measurement)
+
     monkeypatch.setattr(attempt, "_frozen", watched)
+    instead(monkeypatch, one_copy)
     balancer = Balancer(stack(), every=2, delay=1)
     balancer.begin()
-    for _ in range(3):
-        balancer.step()
+    balancer.step()
+    balancer.step()
+    balancer.step()
     quiet()
     gc.collect()
     assert balancer.measurements == 2 and len(copies) == 5
+    assert "trying layer by layer" not in caplog.text
     # A view's base holds the memory: none of them is left.
     assert all(ref() is None for ref in copies)
 
