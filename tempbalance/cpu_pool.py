@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import functools
 import glob
+import math
 import os
 import threading
 from collections import deque
@@ -14,14 +15,23 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 from tempbalance import gram
-from tempbalance.jobs import Job, Work, bytes_of, converted, flops_of, jobs_of
+from tempbalance.jobs import Job, Work, bytes_of, flops_of, is_double, jobs_of
 
+S = TypeVar("S")
 T = TypeVar("T")
 
-# Work of one job of the pool: small enough to balance two threads, large enough to hide Python.
-_JOB_FLOPS = 2e8
+# Jobs of the pool for each thread: few large ones, since a convolution's slices are read together,
+# and yet enough that the small ones at the end balance the threads.
+_JOBS = 6
+# Entries of the windows of one job.
+_JOB_ENTRIES = 2**22
+# Entries of the Gram matrices that are solved in one call: they stay in the cache.
+_SOLVED = 2**16
+# Bytes of interleaved slices (a convolution's) that are read before all slices are written.
+_READ = 2**19
 
 
 def compute(
@@ -35,29 +45,34 @@ def compute(
     workers = workers if _pin_thread_calls() else 1
     largest = max(bytes_of(task, dtype) for task, _, _ in tasks)
     workers = max(1, min(workers, budget // largest))
-    jobs: list[Job] = []
-    for task, out, mask in tasks:
-        if not task.scale:  # not finite: stays NaN
-            continue
-        size = min(_JOB_FLOPS / flops_of(task), budget / workers / bytes_of(task, dtype))
-        jobs += jobs_of(task, out, mask, dtype, max(1, int(size)))
-    jobs.sort(key=lambda job: job.flops, reverse=True)
+    finite = [work for work in tasks if work[0].scale]  # the others stay NaN
+    jobs = _jobs(finite, budget // workers, dtype, workers)
     total = sum(job.flops for job in jobs)
-    left = deque(jobs)
     one_at_a_time = threading.Lock()
 
+    def run(job: Job) -> None:
+        _run(job)
+        if progress is not None:
+            with one_at_a_time:
+                progress(job.flops / total)
+
+    in_threads(run, jobs, workers)
+
+
+def in_threads(function: Callable[[S], object], items: Sequence[S], workers: int) -> None:
+    """Call a function with each item, in order, from so many pinned threads; without gradients."""
+    left = deque(items)
+
+    @torch.no_grad()  # per thread
     def drain() -> None:
         while True:
             try:
-                job = left.popleft()
+                item = left.popleft()
             except IndexError:
                 return
-            _run(job)
-            if progress is not None:
-                with one_at_a_time:
-                    progress(job.flops / total)
+            function(item)
 
-    if workers == 1 or len(jobs) == 1:
+    if workers == 1 or len(items) <= 1 or not _pin_thread_calls():
         drain()
         return
     # This thread works too where it is pinned, instead of waiting for the others.
@@ -71,14 +86,53 @@ def compute(
             each.result()
 
 
-@torch.no_grad()  # per thread
+def _jobs(tasks: Sequence[Work], budget: int, dtype: torch.dtype, workers: int) -> list[Job]:
+    """The largest first; ``budget`` is that of one job."""
+    flops = sum(
+        flops_of(task) * (out[..., 0].numel() if mask is None else int(mask.sum()))
+        for task, out, mask in tasks
+    )
+    jobs: list[Job] = []
+    for task, out, mask in tasks:
+        size = min(
+            flops / workers / _JOBS / flops_of(task),
+            _JOB_ENTRIES / (task.grid.height * task.grid.width),
+            budget / bytes_of(task, dtype),
+        )
+        slices = task.slices.shape[0]
+        parts = math.ceil(slices / max(1, int(size)))
+        size = math.ceil(slices / parts) if parts > 1 else size  # all parts of about one size
+        jobs += jobs_of(task, out, mask, dtype, max(1, int(size)))
+    return sorted(jobs, key=lambda job: job.flops, reverse=True)
+
+
 def _run(job: Job) -> None:
     if job.large:
         values = gram.large_window(job)
     else:
-        windows = converted(job.read(), job.task.scale, job.target)
-        values = gram.eigenvalues(windows.flatten(0, 1), wide=job.task.wide)
+        at_once = max(1, _SOLVED // job.task.grid.eigenvalues**2)
+        windows = _gathered(job).split(at_once)
+        values = torch.cat([gram.eigenvalues(w, wide=job.task.wide) for w in windows])
     job.write(gram.settled(values.to(job.dtype)))
+
+
+def _gathered(job: Job) -> Tensor:
+    """The windows or their transposes, whichever is read in order; scaled and converted."""
+    views = job.views()
+    if views[0].stride(-1) > views[0].stride(-2):
+        views = [view.mT for view in views]
+    windows = views[0].new_empty(len(views), *views[0].shape, dtype=job.target)
+    scale = job.task.scale
+    if not is_double(job.task.slices):
+        scale = scale.to(job.dtype)
+    for view, into in zip(views, windows, strict=True):
+        rows = view.shape[-2]
+        if view.stride(-1) > 1 and len(view) > 1:  # slices share what is read at once
+            rows = max(1, _READ // (view.stride(-2) * view.element_size()))
+        for part, part_into in zip(view.split(rows, -2), into.split(rows, -2), strict=True):
+            # A scale of one dimension takes part in the promotion of dtypes.
+            torch.mul(part, scale.view(1), out=part_into)
+    return windows.flatten(0, 1)
 
 
 @functools.cache

@@ -15,8 +15,9 @@ from torch import Tensor
 from tempbalance.eigensolver import LARGEST, eigvalsh, preferred
 from tempbalance.jobs import LARGE, Job, converted
 
-# From this size on half of the Gram matrix is worth not computing.
-_BLOCKED = 192
+# From this size on half of the Gram matrix is worth not computing, in strips of so many rows.
+_HALVED = 192
+_STRIP = 64
 
 
 def eigenvalues(windows: Tensor, wait: bool = True, wide: bool = False) -> Tensor:
@@ -30,7 +31,7 @@ def eigenvalues(windows: Tensor, wait: bool = True, wide: bool = False) -> Tenso
     if a.is_cuda and a.is_complex() and not _ours(a.shape[-1], a.device, wait):
         # The library's batched complex64 eigensolvers have an open defect (pytorch#192483).
         a = a.to(torch.complex128)
-    gram = _upper_gram(a, wide)
+    gram = _half_gram(a, wide)
     del a  # a caller that keeps no windows has their memory for the solver
     return solve(gram, wait)
 
@@ -41,13 +42,19 @@ def tall(windows: Tensor) -> Tensor:
 
 
 def solve(gram: Tensor, wait: bool = True) -> Tensor:
-    """Eigenvalues (B, k) of matrices (B, k, k) of which the upper half is read; NaN if none."""
+    """Eigenvalues (B, k) of matrices (B, k, k) of which, on a CPU, the lower half is read.
+
+    NaN for a matrix whose eigenvalues do not converge.
+    """
     if _ours(gram.shape[-1], gram.device, wait):
         return eigvalsh(gram, overwrite=True)
+    # LAPACK stores by columns: the transpose, which has the same eigenvalues, is copied in memory
+    # order, and the upper half of it is what LAPACK reduces fastest.
+    by_columns = gram.mT
     with contextlib.suppress(torch.linalg.LinAlgError):
-        return torch.linalg.eigvalsh(gram, UPLO="U")
+        return torch.linalg.eigvalsh(by_columns, UPLO="U")
     rows = []
-    for matrix in gram:
+    for matrix in by_columns:
         try:
             rows.append(torch.linalg.eigvalsh(matrix, UPLO="U"))
         except torch.linalg.LinAlgError:
@@ -85,28 +92,20 @@ def _ours(k: int, device: torch.device, wait: bool) -> bool:
     return cannot_wait or preferred(k, device.type)
 
 
-def _upper_gram(a: Tensor, wide: bool) -> Tensor:
-    """A^H A for (B, n, k); of the part below the diagonal only small blocks are filled."""
+def _half_gram(a: Tensor, wide: bool) -> Tensor:
+    """A^H A for (B, n, k); above the diagonal of a large one on a CPU only small blocks."""
     k = a.shape[-1]
     if wide:
         return (a.double().mH @ a.double()).to(a.dtype)
-    if k < _BLOCKED or a.is_cuda:
+    if k < _HALVED or a.device.type != "cpu":
         return a.mH @ a
     gram = a.new_zeros(*a.shape[:-2], k, k)
-    _fill_upper(a, gram)
+    for window, into in zip(a, gram, strict=True):
+        for start in range(0, k, _STRIP):
+            stop = start + _STRIP  # the last strip may be shorter
+            strip = into[start:stop, :stop]
+            torch.mm(window[:, start:stop].mH, window[:, :stop], out=strip)
     return gram
-
-
-def _fill_upper(a: Tensor, gram: Tensor) -> None:
-    k = a.shape[-1]
-    if k < _BLOCKED:
-        torch.matmul(a.mH, a, out=gram) if gram.is_contiguous() else gram.copy_(a.mH @ a)
-        return
-    half = k // 2
-    left, right = a[..., :half], a[..., half:]
-    _fill_upper(left, gram[..., :half, :half])
-    gram[..., :half, half:] = left.mH @ right
-    _fill_upper(right, gram[..., half:, half:])
 
 
 def reduced() -> bool:

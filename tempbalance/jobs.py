@@ -70,6 +70,11 @@ class Job:
         """Its windows (P, S, h, w) in the weight's dtype: a view, or a copy of several."""
         return self.task.grid.gather(self.task.slices[self._index], self.start, self.stop)
 
+    def views(self) -> list[Tensor]:
+        """Its windows a position, (S, h, w) each, in the weight's dtype and memory."""
+        slices, places = self.task.slices[self._index], range(self.start, self.stop)
+        return [self.task.grid.gather(slices, p, p + 1)[0] for p in places]
+
     def write(self, values: Tensor) -> None:
         """Put eigenvalues (B, k) in their place."""
         shape = (self.stop - self.start, -1, values.shape[-1])

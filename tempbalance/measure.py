@@ -271,7 +271,7 @@ class _Engine:
 
         Nothing waits for the device, but for the library's eigensolver with ``wait``.
         """
-        scales = unit_scales(list(part.slices.values()))
+        scales = unit_scales(list(part.slices.values()), self.workers)
         part.tasks = [
             Task(slices, self.windows.grid(*layer.shape[1:]), scale, layer.name, self.wide)
             for (layer, slices), scale in zip(

@@ -63,15 +63,19 @@ def unit_scale(tensor: Tensor) -> Tensor:
     return unit_scales([tensor])[0]
 
 
-def unit_scales(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """:func:`unit_scale` of tensors on one device: one kernel each, and a few for all of them."""
+def unit_scales(tensors: Sequence[Tensor], workers: int = 1) -> list[Tensor]:
+    """:func:`unit_scale` of tensors on one device: one kernel each, and a few for all of them.
+
+    ``workers`` is the number of threads on a CPU.
+    """
+    extremes = _all_extremes(tensors, workers)
     found: list[Tensor | None] = [None] * len(tensors)
     # The scale must itself be a number in the precision that multiplies by it.
     for double, limit in ((False, 126), (True, 1000)):
         places = [i for i, tensor in enumerate(tensors) if is_double(tensor) == double]
         if not places:
             continue
-        ends = [_extremes(tensors[i]) for i in places]
+        ends = [extremes[i] for i in places]
         # Stacking promotes: bf16 beside float32 becomes float32, and each keeps its value.
         low, high = (torch.stack(some).double() for some in zip(*ends, strict=True))
         largest = torch.maximum(-low, high)  # a NaN stays one
@@ -81,6 +85,18 @@ def unit_scales(tensors: Sequence[Tensor]) -> list[Tensor]:
         for i, value in zip(places, scale.unbind(), strict=True):
             found[i] = value
     return [scale for scale in found if scale is not None]
+
+
+def _all_extremes(tensors: Sequence[Tensor], workers: int) -> dict[int, tuple[Tensor, Tensor]]:
+    found: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def find(i: int) -> None:
+        found[i] = _extremes(tensors[i])
+
+    places = sorted(range(len(tensors)), key=lambda i: tensors[i].numel(), reverse=True)
+    in_pool = bool(tensors) and on_pool(tensors[0].device)
+    cpu_pool.in_threads(find, places, workers if in_pool else 1)
+    return found
 
 
 def _extremes(tensor: Tensor) -> tuple[Tensor, Tensor]:

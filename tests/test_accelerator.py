@@ -272,13 +272,13 @@ def test_beside_the_training_no_setting_is_touched_and_none_matters(
 
     monkeypatch.setattr(measure, "full_precision", refuse)
     wide_ones: list[bool] = []
-    original = gram._upper_gram
+    original = gram._half_gram
 
     def watched(a: Tensor, wide: bool) -> Tensor:
         wide_ones.append(wide)
         return original(a, wide)
 
-    monkeypatch.setattr(gram, "_upper_gram", watched)
+    monkeypatch.setattr(gram, "_half_gram", watched)
     torch.backends.mkldnn.matmul.fp32_precision = "ieee"  # too late to matter
     in_a_thread(taken.compute)
     same(taken.finish(), expected, 1e-5)
