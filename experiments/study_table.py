@@ -48,7 +48,7 @@ class Cellwise:
     runs: list[Run]
     rates: dict[str, float]  # the best rate of each variant that was tuned
     own: list[Row]
-    uniform: list[Row]
+    matched: dict[float, list[Row]]  # by rate: all at this one rate, uniform too
     rivals: list[tuple[str, str, statistics.Paired]]  # (method, rival, difference)
     extra: list[Row]
 
@@ -118,10 +118,15 @@ def read(cell: Cell, folder: Path = RESULTS) -> Cellwise | None:
     if not base:
         return None
 
-    def rows(of: Mapping[str, float]) -> list[Row]:
+    def rows(of: Mapping[str, float], against: Sequence[Run] = base) -> list[Row]:
         found = {name: final(runs, name, rate) for name, rate in of.items()}
-        return [_row(cell, some, base, name) for name, some in found.items() if some]
+        return [_row(cell, some, against, name) for name, some in found.items() if some]
 
+    matched = {}
+    for rate in (rates["uniform"] * factor for factor in (1, 1 / FACTOR, FACTOR)):
+        against = final(runs, "uniform", rate)
+        if against and len(some := rows(dict.fromkeys(rates, rate), against)) > 1:
+            matched[rate] = _corrected(some)
     rivals = []
     for method in METHODS:
         for rival in RIVALS:
@@ -135,7 +140,7 @@ def read(cell: Cell, folder: Path = RESULTS) -> Cellwise | None:
         runs=runs,
         rates=rates,
         own=_beside(cell, runs, base, rates["uniform"]) + _corrected(rows(rates)),
-        uniform=_corrected(rows(dict.fromkeys(rates, rates["uniform"]))),
+        matched=matched,
         rivals=rivals,
         extra=rows(dict.fromkeys(cell.extra, rates["uniform"])),
     )
@@ -220,9 +225,9 @@ def section(found: Cellwise) -> list[str]:
         "",
         *_table(cell, found.own),
     ]
-    if any(row.difference is not None for row in found.uniform):
-        lines += ["", f"All at uniform's rate, {found.rates['uniform']:g}:", ""]
-        lines += _table(cell, found.uniform)
+    for rate, rows in found.matched.items():
+        which = "uniform's rate" if rate == found.rates["uniform"] else "one rate"
+        lines += ["", f"All at {which}, {rate:g}:", "", *_table(cell, rows)]
     if found.rivals:
         lines += ["", "Methods against the controls, each at its own rate:", ""]
         lines += [_cells("method", "control", "difference", "95% interval", "p", "wins")]
@@ -232,7 +237,8 @@ def section(found: Cellwise) -> list[str]:
             wins = f"{d.wins}/{d.n}"
             lines += [_cells(method, rival, _difference(d), _interval(d), p, wins)]
     if found.extra:
-        farms = next((r for r in found.uniform if r.variant == "farms"), None)
+        at_uniform = found.matched.get(found.rates["uniform"], [])
+        farms = next((r for r in at_uniform if r.variant == "farms"), None)
         shown = [*([farms] if farms else []), *found.extra]
         lines += ["", "Sensitivity: one change at a time, at uniform's rate (p not corrected):", ""]
         lines += _table(cell, shown)
@@ -261,11 +267,12 @@ def markdown(folder: Path = RESULTS) -> str:
         "",
         "## How to read the tables",
         "",
-        "`test`: mean ± standard deviation over seeds, last epoch. `difference`: from uniform at "
-        "its own best rate, paired by seed; negative is better for an error, positive for an "
-        "accuracy. The interval is a 95% t interval of that row alone; p is corrected for all rows "
-        "of its table (Holm). `wins`: pairs in which the method is better. `2nd test`: the same "
-        "difference on the second test set (32x32 for Darcy); `held out`: on validation data. "
+        "`test`: mean ± standard deviation over seeds, last epoch. `difference`: from uniform (at "
+        "its own best rate, or at the one rate of the table), paired by seed; negative is better "
+        "for an error, positive for an accuracy. The interval is a 95% t interval of that row "
+        "alone; p is corrected for all rows of its table (Holm). "
+        "`wins`: pairs in which the method is better. `2nd test`: the same difference on the "
+        "second test set (32x32 for Darcy); `held out`: on validation data. "
         "`measuring`: share of the time that measuring alphas took, on networks so small that "
         "the share says little about large ones.",
     ]

@@ -126,8 +126,10 @@ def test_tables_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     rows = {row.variant: row for row in others}
     farms = rows["farms"].difference
     assert farms is not None and (farms.mean, farms.wins, farms.n) == (pytest.approx(-5.0), 3, 4)
-    same = {row.variant: row for row in found.uniform}["farms"].difference
-    assert same is not None and (same.mean, same.wins) == (pytest.approx(10.0), 0)
+    for rate, mean in ((0.2, 10.0), (0.1, 100 * (3 * 0.9 / 0.98 + 8.8 / 7.84 - 4) / 4)):
+        same = {row.variant: row for row in found.matched[rate]}["farms"].difference
+        assert same is not None and same.mean == pytest.approx(mean)  # of uniform at that rate
+    assert list(found.matched) == [0.2, 0.1]
     assert rows["pertype"].diverged == 1
     assert rows["uniform"].difference is None
     ((method, rival, against),) = found.rivals
