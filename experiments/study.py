@@ -78,7 +78,7 @@ def run_one(cell: Cell, variant: str, rate: float, seed: int, outputs: str) -> R
         measuring=result["measuring_share"] or 0.0,
         commit=(result["commit"] or "")[:12],
         changed=bool(result["changed"]),
-        device=result["device"],
+        device=f"{result['device']}, torch {result['versions']['torch']}",
         overrides=" ".join(chosen),
     )
 

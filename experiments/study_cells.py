@@ -121,7 +121,7 @@ def _sensitivity() -> dict[str, tuple[str, ...]]:
         out[f"farms start {start}"] = (*farms, f"+balance.start={start}")
     for least in (2, 10):
         out[f"farms min_eigs {least}"] = (*farms, f"tuned.min_eigs={least}")
-    out["farms no first, last"] = (
+    out["farms skip_first, skip_last"] = (
         *farms, "tuned.farms.skip_first=true", "tuned.farms.skip_last=true",
     )  # fmt: skip
     out["farms spectral only"] = (*farms, "tuned.exclude=[Conv1d]")
