@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import json
 import os
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +57,12 @@ def _git(*arguments: str) -> str | None:
     return answer.stdout.strip()
 
 
-def commit() -> dict[str, Any]:
-    """Commit of the code and whether tracked files differ from it; None where there is no git."""
+@functools.cache
+def commit() -> Mapping[str, Any]:
+    """Commit of the code and whether tracked files differ from it; None where there is no git.
+
+    As it was when a process first asked: what it has imported does not change with the files.
+    """
     head = _git("rev-parse", "HEAD")
     changes = _git("status", "--porcelain", "--untracked-files=no") if head else None
     return {"commit": head, "changed": None if changes is None else bool(changes)}

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from scipy.stats import binomtest
 from scipy.stats import t as student
 
 
@@ -78,9 +79,14 @@ def paired(
         low, high = summary.mean - reach, summary.mean + reach
         if summary.se > 0:
             p = 2.0 * float(student.sf(abs(summary.mean) / summary.se, summary.n - 1))
-        else:  # equal differences: certain if they are not zero
-            p = 1.0 if summary.mean == 0 else 0.0
+        else:  # equal differences have no spread to go by
+            p = sign_test(wins, losses)
     return Paired(summary.n, summary.mean, summary.se, low, high, p, wins, losses, unpaired)
+
+
+def sign_test(wins: int, losses: int) -> float:
+    """Two-sided p of so many wins and losses if both were as likely; ties are left out."""
+    return float(binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -25,11 +25,20 @@ from pathlib import Path
 from experiments import extras  # noqa: F401  (first: says what to install)
 
 # isort: split
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from experiments import provenance, sweep
-from experiments.study_cells import CELLS, COMMON, TUNING_SEED, VARIANTS, Cell
+from experiments.study_cells import (
+    CELLS,
+    COMMON,
+    TUNING_SEED,
+    UNTUNED,
+    UNTUNED_SEEDS,
+    VARIANTS,
+    Cell,
+)
 from experiments.study_files import FACTOR, RESULTS, Run, best_rate, load, path_of, save, widened
 
 # A grid of rates is widened so often at most.
@@ -54,7 +63,7 @@ def run_one(cell: Cell, variant: str, rate: float, seed: int, outputs: str) -> R
     cfg = sweep.compose([*chosen, f"outputs={outputs}"])
     try:
         result = sweep.run(cfg, train)
-    except Exception as error:
+    except FloatingPointError as error:  # all other errors are the machine's, not the method's
         return _failed(variant, rate, seed, chosen, error)
     assert result is not None
     monitor = result["metric"]["monitor"]
@@ -107,6 +116,13 @@ class Study:
         self.cell, self.jobs, self.console = cell, jobs, console
         self.path = path_of(cell, folder)
         self.runs = load(self.path)
+        for run in self.runs.values():
+            known = run.variant in VARIANTS or run.variant in cell.extra
+            if known and run.overrides.split() != overrides(cell, *run.key):
+                raise SystemExit(
+                    f"{self.path}: {run.variant} at {run.rate:g}, seed {run.seed}, was run with "
+                    "other settings than the cell has now; delete its rows or restore the cell"
+                )
 
     def go(self) -> None:
         """Run all stages."""
@@ -125,15 +141,31 @@ class Study:
         ]
         self._run(wanted, "final seeds")
         self.neighbours()
+        self.untuned()
 
     def neighbours(self) -> None:
-        """Uniform at the rates beside its best on the final seeds: was it well chosen?"""
-        best = best_rate(self.runs.values(), "uniform", self.cell.mode)
+        """Uniform at the rates beside its best on the final seeds: was it well chosen?
+
+        And all variants at the better of these two, so that one rate serves all.
+        """
+        cell = self.cell
+        best = best_rate(self.runs.values(), "uniform", cell.mode)
         rates = (best / FACTOR, best * FACTOR)
-        seeds = range(self.cell.seeds["uniform"])
+        seeds = range(cell.seeds["uniform"])
         self._run(
             [("uniform", rate, s) for s in seeds for rate in rates], "uniform beside its best"
         )
+        second = best_rate(
+            [run for run in self.runs.values() if run.rate in rates], "uniform", cell.mode
+        )
+        wanted = [(v, second, s) for s in seeds for v, count in cell.seeds.items() if s < count]
+        self._run(wanted, "all at the rate beside it")
+
+    def untuned(self) -> None:
+        """Some variants at a rate far below the best."""
+        if (rate := self.cell.untuned) is not None:
+            wanted = [(name, rate, seed) for seed in range(UNTUNED_SEEDS) for name in UNTUNED]
+            self._run(wanted, "untuned")
 
     def extra(self, seeds: int) -> None:
         """Run the cell's further variants at uniform's rate."""
@@ -204,6 +236,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not chosen.cells:
         show(chosen.results, console)
     for name in chosen.cells:
+        if CELLS[name].gpu and not torch.cuda.is_available():
+            raise SystemExit(f"{name} needs a GPU, and torch sees none")
         study = Study(CELLS[name], chosen.jobs, chosen.results, console)
         if chosen.extra is not None:
             study.extra(chosen.extra)

@@ -39,7 +39,12 @@ VARIANTS: dict[str, tuple[str, ...]] = {
 
 METHODS = ("tb", "tb_sigmoid", "farms", "farms_sigmoid")
 WITHOUT_SPECTRAL = tuple(f"{name}_rest" for name in METHODS)
-CONTROLS = ("shuffled", "type_unit", "pertype", "reversed", "constant", "frozen")
+# Run at a rate far below the best too, where a cell names one, on so many seeds.
+UNTUNED = ("uniform", "tb", "tb_sigmoid", "farms", "farms_sigmoid", "shuffled", "pertype",
+           "constant")  # fmt: skip
+UNTUNED_SEEDS = 15
+CONTROLS = ("shuffled", "type_unit", "pertype", "constant", "reversed", "frozen")
+_FIRST = 4  # of these, which a method must beat
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,8 @@ class Cell:
 
     ``rates``: the grid for uniform; ``seeds``: final seeds of each variant that is run;
     ``mode``: "max" where larger is better; ``gpu``: not to be run without one;
-    ``extra``: variants of this cell alone, at uniform's rate, without tuning.
+    ``untuned``: a rate far below the best, to see what a method does for a training that was
+    not tuned; ``extra``: variants of this cell alone, at uniform's rate, without tuning.
     """
 
     name: str
@@ -59,6 +65,7 @@ class Cell:
     tuning_seeds: int = 4
     mode: str = "min"
     gpu: bool = False
+    untuned: float | None = None
     extra: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
@@ -67,8 +74,8 @@ def _seeds(**groups: int) -> dict[str, int]:
     out = {"uniform": groups["methods"]}
     out |= dict.fromkeys(METHODS, groups["methods"])
     out |= dict.fromkeys(WITHOUT_SPECTRAL, groups.get("rest", 0))
-    out |= dict.fromkeys(CONTROLS[:3], groups.get("first_controls", 0))
-    out |= dict.fromkeys(CONTROLS[3:], groups.get("controls", 0))
+    out |= dict.fromkeys(CONTROLS[:_FIRST], groups.get("first_controls", 0))
+    out |= dict.fromkeys(CONTROLS[_FIRST:], groups.get("controls", 0))
     out["pertype"] = groups.get("pertype", out["pertype"])
     return {name: count for name, count in out.items() if count}
 
@@ -146,6 +153,7 @@ _CELLS = (
         _darcy("fno", 0.05, 80, 0.5),
         _GRID,
         _seeds(methods=30, rest=15, first_controls=30, controls=15),
+        untuned=4e-3,
         extra=_sensitivity(),
     ),
     Cell(

@@ -34,6 +34,13 @@ class Run:
     device: str
     overrides: str
 
+    def __post_init__(self) -> None:
+        # In memory as in the file, so that both lead to the same choice of rates.
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if isinstance(value, float):
+                object.__setattr__(self, item.name, float(f"{value:.6g}"))
+
     @property
     def key(self) -> tuple[str, float, int]:
         """What identifies a run within its cell."""
@@ -75,7 +82,7 @@ def save(path: Path, runs: Iterable[Run]) -> None:
 
 
 def _text(value: Any) -> Any:
-    return f"{value:.6g}" if isinstance(value, float) else value
+    return repr(value) if isinstance(value, float) else value
 
 
 # --- choosing rates ------------------------------------------------------------------------------
@@ -88,7 +95,8 @@ def mean_by_rate(runs: Iterable[Run], variant: str) -> dict[float, float]:
         if run.variant == variant and run.seed >= TUNING_SEED:
             value = run.held_out if math.isfinite(run.held_out) else math.inf
             found.setdefault(run.rate, []).append(value)
-    return {rate: sum(values) / len(values) for rate, values in sorted(found.items())}
+    # Rounded: equal accuracies of several seeds must tie, whatever the order of their sum.
+    return {rate: round(sum(v) / len(v), 9) for rate, v in sorted(found.items())}
 
 
 def best_rate(runs: Iterable[Run], variant: str, mode: str) -> float:

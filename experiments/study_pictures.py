@@ -32,7 +32,7 @@ def overview(cells: Sequence[Cellwise], path: Path) -> None:
             if d.low is not None and d.high is not None:
                 axis.plot([d.low, d.high], [y, y], color=colour, lw=2)
             axis.plot([d.mean], [y], "D", color=colour, ms=5)
-        axis.set_yticks(range(len(rows)), [f"{r.variant} (n={len(r.values)})" for r in rows[::-1]])
+        axis.set_yticks(range(len(rows)), [f"{r.variant} {r.rate:g} (n={r.n})" for r in rows[::-1]])
         axis.axvline(0, color="black", lw=0.8)
         axis.grid(axis="x", alpha=0.3)
         axis.tick_params(labelsize=7)

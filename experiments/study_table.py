@@ -5,15 +5,25 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from experiments import statistics
-from experiments.study_cells import CELLS, METHODS, TUNING_SEED, Cell
+from experiments.study_cells import CELLS, METHODS, TUNING_SEED, UNTUNED, WITHOUT_SPECTRAL, Cell
 from experiments.study_files import FACTOR, RESULTS, Run, best_rate, load, mean_by_rate, path_of
 
 # Alpha is credited only where a method beats these too.
-RIVALS = ("shuffled", "type_unit", "pertype")
+RIVALS = ("shuffled", "type_unit", "pertype", "constant")
+# Pairs that answer a question of their own: windows, maps, spectral weights.
+PAIRS = (
+    ("farms", "tb"),
+    ("farms_sigmoid", "tb_sigmoid"),
+    ("tb_sigmoid", "tb"),
+    ("farms_sigmoid", "farms"),
+    *((f"{name}_rest", name) for name in METHODS),
+)
+# Beside each change of the sensitivity table stand these, at the same rate and seeds.
+_BESIDE = ("uniform", "farms_sigmoid", "shuffled", "pertype", "constant")
 _HEADER = (
     "method", "rate", "seeds", "test", "difference", "95% interval", "p (Holm)", "wins",
     "2nd test", "held out", "measuring",
@@ -31,13 +41,17 @@ class Row:
 
     variant: str
     rate: float
-    values: dict[int, float]  # test metric by seed, diverged runs left out
+    values: dict[int, float]  # test metric by seed of those that did not diverge
     diverged: int
     difference: statistics.Paired | None  # percent of uniform's, or points of accuracy
     second: statistics.Paired | None  # the same on the second test set
     held_out: statistics.Paired | None  # the same on validation data
     measuring: float  # share of the time, median
     p: float | None = None  # corrected within the table
+
+    @property
+    def n(self) -> int:
+        return len(self.values) + self.diverged
 
 
 @dataclass(frozen=True)
@@ -47,10 +61,30 @@ class Cellwise:
     cell: Cell
     runs: list[Run]
     rates: dict[str, float]  # the best rate of each variant that was tuned
+    edges: list[str]  # variants whose best rate is the smallest or largest that was tried
     own: list[Row]
-    matched: dict[float, list[Row]]  # by rate: all at this one rate, uniform too
-    rivals: list[tuple[str, str, statistics.Paired]]  # (method, rival, difference)
-    extra: list[Row]
+    matched: dict[float, list[Row]]  # by rate: all variants at this one rate, uniform too
+    untuned: list[Row]
+    extra: list[Row]  # against farms
+
+    @property
+    def complete(self) -> bool:
+        """Whether every variant has all seeds that the design gives it, at its own rate."""
+        rows = {row.variant: row for row in self.own if row.rate == self.rates[row.variant]}
+        return all(name in rows and rows[name].n == n for name, n in self.cell.seeds.items())
+
+    def pair(self, method: str, rival: str, rate: float | None = None) -> statistics.Paired | None:
+        """A method against another in percent of the other's mean error, or in points.
+
+        `rate`: of both; None for each one's own best.
+        """
+        if method not in self.rates or rival not in self.rates:
+            return None
+        a, b = (
+            _by_seed(final(self.runs, n, self.rates[n] if rate is None else rate), "value")
+            for n in (method, rival)
+        )
+        return compare(a, b, self.cell.mode)
 
 
 def final(runs: Iterable[Run], variant: str, rate: float) -> list[Run]:
@@ -61,88 +95,112 @@ def final(runs: Iterable[Run], variant: str, rate: float) -> list[Run]:
 def compare(
     method: Mapping[int, float], baseline: Mapping[int, float], mode: str
 ) -> statistics.Paired | None:
-    """Paired difference: percent of the baseline's value for an error, points for an accuracy."""
-    if mode == "max":
-        points = [{seed: 100 * v for seed, v in of.items()} for of in (method, baseline)]
-        return statistics.paired(points[0], points[1], mode)
-    shared = method.keys() & baseline.keys()
-    relative = {seed: 100 * method[seed] / baseline[seed] for seed in shared}
-    return statistics.paired(relative, dict.fromkeys(shared, 100.0), mode)
+    """Paired difference: in percent of the baseline's mean for an error, in points of accuracy.
+
+    (A mean of ratios would be above zero for two equal methods.)
+
+    A diverged run (NaN) loses its pair; with any, there is no interval, and p is that of a sign
+    test. None where no pair is finite.
+    """
+    shared = sorted(method.keys() & baseline.keys())
+    finite = [s for s in shared if math.isfinite(method[s]) and math.isfinite(baseline[s])]
+    if not finite:
+        return None
+    level = statistics.mean([baseline[s] for s in finite]).mean
+    scale = 100.0 if mode == "max" else 100.0 / level
+    pair = [{s: scale * of[s] for s in finite} for of in (method, baseline)]
+    found = statistics.paired(pair[0], pair[1], mode)
+    if found is None or len(finite) == len(shared):
+        return found
+    wins = found.wins + sum(math.isfinite(method[s]) > math.isfinite(baseline[s]) for s in shared)
+    losses = found.losses + sum(
+        math.isfinite(method[s]) < math.isfinite(baseline[s]) for s in shared
+    )
+    return replace(
+        found, n=len(shared), se=None, low=None, high=None, wins=wins, losses=losses,
+        p=statistics.sign_test(wins, losses),
+    )  # fmt: skip
 
 
-def _finite(runs: Iterable[Run], name: str) -> dict[int, float]:
-    found = {run.seed: float(getattr(run, name)) for run in runs}
-    return {seed: value for seed, value in found.items() if math.isfinite(value)}
+def _by_seed(runs: Iterable[Run], name: str) -> dict[int, float]:
+    return {run.seed: float(getattr(run, name)) for run in runs}
 
 
-def _row(cell: Cell, runs: Sequence[Run], base: Sequence[Run], variant: str) -> Row:
+def _row(cell: Cell, runs: Sequence[Run], base: Sequence[Run]) -> Row:
     differences = {
-        name: compare(_finite(runs, name), _finite(base, name), cell.mode)
+        name: compare(_by_seed(runs, name), _by_seed(base, name), cell.mode)
         for name in ("value", "second", "held_out")
     }
-    if variant == "uniform" and runs[0].rate == base[0].rate:
+    first = runs[0]
+    if (first.variant, first.rate) == (base[0].variant, base[0].rate):
         differences = dict.fromkeys(differences)
-    shares = sorted(run.measuring for run in runs)
+    shares = sorted(run.measuring for run in runs if math.isfinite(run.measuring))
+    values = {s: v for s, v in _by_seed(runs, "value").items() if math.isfinite(v)}
     return Row(
-        variant=variant,
-        rate=runs[0].rate,
-        values=_finite(runs, "value"),
-        diverged=sum(not math.isfinite(run.value) for run in runs),
+        variant=first.variant,
+        rate=first.rate,
+        values=values,
+        diverged=len(runs) - len(values),
         difference=differences["value"],
         second=differences["second"],
         held_out=differences["held_out"],
-        measuring=shares[len(shares) // 2],
+        measuring=shares[len(shares) // 2] if shares else 0.0,
     )
 
 
-def _beside(cell: Cell, runs: Sequence[Run], base: Sequence[Run], best: float) -> list[Row]:
-    """Uniform at the rates beside its best, where that was run; no test, so no p."""
-    found = [final(runs, "uniform", rate) for rate in (best / FACTOR, best * FACTOR)]
-    return [_row(cell, some, base, "uniform") for some in found if some]
-
-
-def _corrected(rows: list[Row]) -> list[Row]:
+def _corrected(cell: Cell, rows: list[Row]) -> list[Row]:
+    """With p-values corrected together; none while a row waits for seeds."""
+    if any(row.n < cell.seeds[row.variant] for row in rows):
+        return rows
     tested = [i for i, r in enumerate(rows) if r.difference and r.difference.p is not None]
     values = statistics.holm([rows[i].difference.p for i in tested])  # type: ignore[misc, union-attr]
     for i, p in zip(tested, values, strict=True):
-        rows[i] = Row(**{**vars(rows[i]), "p": p})
+        rows[i] = replace(rows[i], p=p)
     return rows
 
 
 def read(cell: Cell, folder: Path = RESULTS) -> Cellwise | None:
     """A cell's tables; None where uniform has not been run on the final seeds."""
     runs = list(load(path_of(cell, folder)).values())
-    tuned = {name for name in cell.seeds if mean_by_rate(runs, name)}
-    rates = {name: best_rate(runs, name, cell.mode) for name in cell.seeds if name in tuned}
-    base = final(runs, "uniform", rates["uniform"]) if "uniform" in rates else []
+    tried = {name: mean_by_rate(runs, name) for name in cell.seeds}
+    rates = {name: best_rate(runs, name, cell.mode) for name, means in tried.items() if means}
+    edges = [name for name in rates if rates[name] in (min(tried[name]), max(tried[name]))]
+    best = rates.get("uniform", math.nan)
+    base = final(runs, "uniform", best)
     if not base:
         return None
 
-    def rows(of: Mapping[str, float], against: Sequence[Run] = base) -> list[Row]:
-        found = {name: final(runs, name, rate) for name, rate in of.items()}
-        return [_row(cell, some, against, name) for name, some in found.items() if some]
+    def rows(of: Iterable[tuple[str, float]], against: Sequence[Run] = base) -> list[Row]:
+        found = [final(runs, name, rate) for name, rate in of]
+        return [_row(cell, some, against) for some in found if some]
 
+    beside = [("uniform", best / FACTOR), ("uniform", best * FACTOR)]
     matched = {}
-    for rate in (rates["uniform"] * factor for factor in (1, 1 / FACTOR, FACTOR)):
+    for _, rate in [("uniform", best), *beside]:
         against = final(runs, "uniform", rate)
-        if against and len(some := rows(dict.fromkeys(rates, rate), against)) > 1:
-            matched[rate] = _corrected(some)
-    rivals = []
-    for method in METHODS:
-        for rival in RIVALS:
-            if method in rates and rival in rates:
-                pair = [_finite(final(runs, n, rates[n]), "value") for n in (method, rival)]
-                difference = compare(pair[0], pair[1], cell.mode)
-                if difference is not None:
-                    rivals.append((method, rival, difference))
+        same = rows([(name, rate) for name in cell.seeds], against) if against else []
+        if len(same) == len(cell.seeds):
+            matched[rate] = _corrected(cell, same)
+    untuned = []
+    if cell.untuned is not None and (low := final(runs, "uniform", cell.untuned)):
+        untuned = rows([(name, cell.untuned) for name in UNTUNED], low)
+    extra = []
+    if farms := final(runs, "farms", best):
+        extra = rows([(name, best) for name in cell.extra], farms)
+        if extra:
+            seeds = set().union(*(row.values for row in extra))
+            few = [run for run in runs if run.seed in seeds]
+            found = [final(few, name, best) for name in ("farms", *_BESIDE)]
+            extra = [*(_row(cell, some, farms) for some in found if some), *extra]
     return Cellwise(
         cell=cell,
         runs=runs,
         rates=rates,
-        own=_beside(cell, runs, base, rates["uniform"]) + _corrected(rows(rates)),
+        edges=edges,
+        own=rows(beside) + _corrected(cell, rows(rates.items())),
         matched=matched,
-        rivals=rivals,
-        extra=rows(dict.fromkeys(cell.extra, rates["uniform"])),
+        untuned=untuned,
+        extra=extra,
     )
 
 
@@ -171,10 +229,11 @@ def _interval(found: statistics.Paired | None) -> str:
 
 def _line(cell: Cell, row: Row) -> str:
     d = row.difference
+    planned = cell.seeds.get(row.variant, row.n)
     return _cells(
         row.variant,
         f"{row.rate:g}",
-        str(len(row.values) + row.diverged),
+        str(row.n) if row.n >= planned else f"{row.n} of {planned}",
         _value(cell, row),
         _difference(d),
         _interval(d),
@@ -190,8 +249,35 @@ def _cells(*texts: str) -> str:
     return "| " + " | ".join(texts) + " |"
 
 
+def _heads(*texts: str) -> list[str]:
+    return [_cells(*texts), "|" + " --- |" * len(texts)]
+
+
 def _table(cell: Cell, rows: Sequence[Row]) -> list[str]:
-    return [_cells(*_HEADER), "|" + " --- |" * len(_HEADER), *(_line(cell, row) for row in rows)]
+    return [*_heads(*_HEADER), *(_line(cell, row) for row in rows)]
+
+
+def _short(cell: Cell, rows: Sequence[Row], base: str) -> list[str]:
+    """A table without correction: the p of each row is its own."""
+    lines = _heads("variant", "seeds", "test", f"difference from {base}", "95% interval", "p",
+                   "wins")  # fmt: skip
+    for row in rows:
+        d = row.difference
+        p = "" if d is None or d.p is None else f"{d.p:.2g}"
+        wins = "" if d is None else f"{d.wins}/{d.n}"
+        lines.append(
+            _cells(
+                row.variant, str(row.n), _value(cell, row), _difference(d), _interval(d), p, wins
+            )
+        )
+    return lines
+
+
+def _against(d: statistics.Paired | None) -> str:
+    if d is None:
+        return ""
+    interval = f" ({_interval(d)})" if _interval(d) else ""
+    return f"{_difference(d)}{interval}, {d.wins}/{d.n}"
 
 
 def _grid(found: Cellwise) -> str:
@@ -201,23 +287,42 @@ def _grid(found: Cellwise) -> str:
 
 
 def _made(runs: Sequence[Run]) -> str:
-    commits = Counter(run.commit + "+" * run.changed for run in runs)
-    devices = Counter(run.device for run in runs)
-    return (
-        f"{len(runs)} runs; commit "
-        + ", ".join(f"{name} ({n})" for name, n in commits.most_common())
-        + "; "
-        + ", ".join(devices)
-    )
+    makers = Counter(f"commit {run.commit}{'+' * run.changed} on {run.device}" for run in runs)
+    return "; ".join(f"{n} runs at {name}" for name, n in makers.most_common())
+
+
+def _pairs(found: Cellwise) -> list[str]:
+    """Methods against controls, and against each other, at their own rates and at a common one."""
+    common, votes = Counter(found.rates.values()).most_common(1)[0]
+    rates: list[tuple[str, float | None]] = [("each at its own rate", None)]
+    if common in found.matched and votes < len(found.rates):
+        rates.append((f"both at {common:g}, the rate of {votes} of {len(found.rates)}", common))
+    lines: list[str] = []
+    methods = [n for n in (*METHODS, *WITHOUT_SPECTRAL) if n in found.rates]
+    rivals = [n for n in RIVALS if n in found.rates]
+    unit = "points" if found.cell.mode == "max" else "% of the other's mean error"
+    for text, rate in rates:
+        if methods and rivals:
+            lines += ["", f"Methods against controls, {text} (difference in {unit}, wins):", ""]
+            lines += _heads("", *rivals)
+            for method in methods:
+                against = [_against(found.pair(method, rival, rate)) for rival in rivals]
+                lines.append(_cells(method, *against))
+        pairs = [(a, b) for a, b in PAIRS if a in found.rates and b in found.rates]
+        if pairs:
+            lines += ["", f"Pairs of methods, {text}:", "", *_heads("pair", "difference, wins")]
+            lines += [_cells(f"{a} - {b}", _against(found.pair(a, b, rate))) for a, b in pairs]
+    return lines
 
 
 def section(found: Cellwise) -> list[str]:
     """The Markdown of one cell."""
     cell = found.cell
-    unit = "points of accuracy" if cell.mode == "max" else "% of uniform's error"
-    lines = [
-        f"## {cell.title}",
-        "",
+    unit = "points of accuracy" if cell.mode == "max" else "% of uniform's mean error"
+    lines = [f"## {cell.title}", ""]
+    if not found.complete:
+        lines += ["**Not finished**: fewer seeds than planned; no p-values until then.", ""]
+    lines += [
         f"`python -m experiments.study {cell.name}`; {_made(found.runs)}. Differences in {unit}. "
         f"Uniform on validation data by rate: {_grid(found)}.",
         "",
@@ -225,23 +330,18 @@ def section(found: Cellwise) -> list[str]:
         "",
         *_table(cell, found.own),
     ]
+    if found.edges:
+        lines += ["", f"Best at an edge of the rates that were tried: {', '.join(found.edges)}."]
     for rate, rows in found.matched.items():
-        which = "uniform's rate" if rate == found.rates["uniform"] else "one rate"
-        lines += ["", f"All at {which}, {rate:g}:", "", *_table(cell, rows)]
-    if found.rivals:
-        lines += ["", "Methods against the controls, each at its own rate:", ""]
-        lines += [_cells("method", "control", "difference", "95% interval", "p", "wins")]
-        lines += ["|" + " --- |" * 6]
-        for method, rival, d in found.rivals:
-            p = "" if d.p is None else f"{d.p:.2g}"
-            wins = f"{d.wins}/{d.n}"
-            lines += [_cells(method, rival, _difference(d), _interval(d), p, wins)]
+        which = " (uniform's best)" if rate == found.rates["uniform"] else ""
+        lines += ["", f"All at one rate, {rate:g}{which}:", "", *_table(cell, rows)]
+    lines += _pairs(found)
+    if found.untuned:
+        lines += ["", f"At a rate far below the best, {cell.untuned:g}:", ""]
+        lines += _short(cell, found.untuned, "uniform")
     if found.extra:
-        at_uniform = found.matched.get(found.rates["uniform"], [])
-        farms = next((r for r in at_uniform if r.variant == "farms"), None)
-        shown = [*([farms] if farms else []), *found.extra]
-        lines += ["", "Sensitivity: one change at a time, at uniform's rate (p not corrected):", ""]
-        lines += _table(cell, shown)
+        lines += ["", "Sensitivity: one change at a time, at uniform's best rate:", ""]
+        lines += _short(cell, found.extra, "farms")
     return lines
 
 
@@ -267,14 +367,17 @@ def markdown(folder: Path = RESULTS) -> str:
         "",
         "## How to read the tables",
         "",
-        "`test`: mean ± standard deviation over seeds, last epoch. `difference`: from uniform (at "
-        "its own best rate, or at the one rate of the table), paired by seed; negative is better "
-        "for an error, positive for an accuracy. The interval is a 95% t interval of that row "
-        "alone; p is corrected for all rows of its table (Holm). "
-        "`wins`: pairs in which the method is better. `2nd test`: the same difference on the "
-        "second test set (32x32 for Darcy); `held out`: on validation data. "
-        "`measuring`: share of the time that measuring alphas took, on networks so small that "
-        "the share says little about large ones.",
+        "`test`: mean ± standard deviation over all seeds of the row, last epoch. `difference`: "
+        "from uniform (at its own best rate, or at the one rate of the table) on the seeds that "
+        "both have, in percent of uniform's mean there; negative is better for an error, positive "
+        "for an accuracy. Rows of different numbers of seeds are not to be compared with each "
+        "other; the tables of pairs do that on shared seeds. The interval is a 95% t interval of "
+        "that row alone; p is corrected for all rows of its table (Holm), where its heading says "
+        "so. `wins`: pairs in which the method is better. `2nd test`: the same difference on the "
+        "second test set (for Darcy the same fields at 32x32: another resolution, not another "
+        "sample); `held out`: on validation data. `measuring`: share of the time that measuring "
+        "alphas took, on networks so small that the share says little about large ones. All "
+        "intervals are over seeds; the test data are the same for all.",
     ]
     pictures = folder.parent / "images"
     for name, text in _PICTURES.items():

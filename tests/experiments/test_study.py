@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 from rich.console import Console
 
 from experiments import report, study, study_table, sweep
 from experiments.study_cells import CELLS, CONTROLS, METHODS, TUNING_SEED, VARIANTS, Cell
+from experiments.study_files import RESULTS, best_rate, load, mean_by_rate, save, widened
 from experiments.study_files import Run as StudyRun
-from experiments.study_files import best_rate, load, mean_by_rate, save, widened
 
 TOY = Cell("toy", "Toy", (), (0.1, 0.2, 0.4), {"uniform": 4, "farms": 4, "pertype": 4}, 2)
 
@@ -62,6 +63,19 @@ def test_files_keep_runs(tmp_path: Path) -> None:
     assert load(tmp_path / "none.csv") == {}
 
 
+def test_equal_accuracies_tie_in_memory_and_in_the_file(tmp_path: Path) -> None:
+    # The same four accuracies in another order, as quotients of float32.
+    values = [193 / 202, 195 / 202, 194 / 202, 196 / 202]
+    runs = [
+        run_of("uniform", rate, TUNING_SEED + i, v)
+        for rate, some in ((0.2, values), (0.1, values[::-1]))
+        for i, v in enumerate(some)
+    ]
+    save(tmp_path / "a.csv", runs)
+    assert best_rate(runs, "uniform", "max") == 0.1  # of equal ones the smallest
+    assert list(load(tmp_path / "a.csv").values()) == sorted(runs, key=lambda run: run.key)
+
+
 def test_the_best_rate_is_by_validation_and_no_diverged_run_wins() -> None:
     tune = TUNING_SEED
     runs = [
@@ -89,7 +103,8 @@ def test_a_study_widens_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             if (variant, rate, seed) not in self.runs:
                 asked.append((variant, rate, seed))
                 value = abs(math.log(rate / best[variant]))
-                self.runs[variant, rate, seed] = run_of(variant, rate, seed, value)
+                said = " ".join(study.overrides(TOY, variant, rate, seed))
+                self.runs[variant, rate, seed] = run_of(variant, rate, seed, value, overrides=said)
         save(self.path, self.runs.values())
 
     monkeypatch.setattr(study.Study, "_run", fake)
@@ -98,48 +113,117 @@ def test_a_study_widens_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert tuned == {0.1, 0.2, 0.4, 0.8, 1.6}  # until 0.8 lies inside
     finals = {(v, rate) for v, rate, seed in asked if seed < TUNING_SEED}
     uniform = {("uniform", rate) for rate in (0.4, 0.8, 1.6)}
-    assert finals == {*uniform, ("farms", 0.4), ("farms", 0.8), ("pertype", 0.8)}
+    others = {(v, rate) for v in ("farms", "pertype") for rate in (0.4, 0.8)}
+    assert finals == {*uniform, *others}  # and all at one rate beside uniform's
     count = len(asked)
     study.Study(TOY, 1, tmp_path, Console(quiet=True)).go()
     assert len(asked) == count
 
 
-def test_tables_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    runs = []
-    for variant, rate, values in (
-        ("uniform", 0.2, (1.0, 2.0, 4.0, 8.0)),
-        ("uniform", 0.1, (0.98, 1.96, 3.92, 7.84)),
-        ("farms", 0.1, (0.9, 1.8, 3.6, 8.8)),  # -10% three times, +10% once
-        ("farms", 0.2, (1.1, 2.2, 4.4, 8.8)),
-        ("pertype", 0.2, (0.45, 0.9, 1.8, math.nan)),
-    ):
+def _toy(*rows: tuple[str, float, tuple[float, ...]]) -> list[StudyRun]:
+    """Final runs, and two tuning runs a variant that make its first rate here the best."""
+    runs, tuned = [], set()
+    for variant, rate, values in rows:
         runs += [run_of(variant, rate, seed, value) for seed, value in enumerate(values)]
-    for variant, rate in (("uniform", 0.2), ("farms", 0.1), ("pertype", 0.2)):
-        runs.append(run_of(variant, rate, TUNING_SEED, 0.1))
-        runs.append(run_of(variant, rate * 2, TUNING_SEED, 0.2))
+        if variant not in tuned:
+            tuned.add(variant)
+            for factor, held_out in ((0.5, 0.3), (1, 0.1), (2, 0.2)):
+                runs.append(run_of(variant, rate * factor, TUNING_SEED, held_out))
+    return runs
+
+
+def test_tables_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = _toy(
+        ("uniform", 0.2, (1.0, 2.0, 4.0, 9.0)),  # mean 4
+        ("uniform", 0.1, (1.0, 2.0, 3.0, 4.0)),
+        ("farms", 0.1, (0.9, 1.8, 3.6, 9.3)),  # -0.1 -0.2 -0.4 +0.3
+        ("farms", 0.2, (1.1, 2.2, 4.4, 9.1)),
+        ("pertype", 0.2, (0.45, 0.9, 1.8, math.nan)),
+        ("pertype", 0.1, (1.0, 2.0, 3.0, 5.0)),
+    )
     save(tmp_path / "toy.csv", runs)
     found = study_table.read(TOY, tmp_path)
-    assert found is not None
+    assert found is not None and found.complete and found.edges == []
     beside, *others = found.own
     assert beside.variant == "uniform" and beside.difference is not None
-    assert (beside.rate, beside.difference.mean, beside.p) == (0.1, pytest.approx(-2.0), None)
+    assert (beside.rate, beside.difference.mean, beside.p) == (0.1, pytest.approx(-37.5), None)
     rows = {row.variant: row for row in others}
     farms = rows["farms"].difference
-    assert farms is not None and (farms.mean, farms.wins, farms.n) == (pytest.approx(-5.0), 3, 4)
-    for rate, mean in ((0.2, 10.0), (0.1, 100 * (3 * 0.9 / 0.98 + 8.8 / 7.84 - 4) / 4)):
-        same = {row.variant: row for row in found.matched[rate]}["farms"].difference
-        assert same is not None and same.mean == pytest.approx(mean)  # of uniform at that rate
-    assert list(found.matched) == [0.2, 0.1]
-    assert rows["pertype"].diverged == 1
+    assert farms is not None and (farms.mean, farms.wins, farms.n) == (pytest.approx(-2.5), 3, 4)
     assert rows["uniform"].difference is None
-    ((method, rival, against),) = found.rivals
-    assert (method, rival, against.mean) == ("farms", "pertype", pytest.approx(100.0))
+    assert list(found.matched) == [0.2, 0.1]
+    for rate, mean in ((0.2, 100 * 0.2 / 4), (0.1, 100 * 1.4 / 2.5)):  # of uniform at that rate
+        same = {row.variant: row for row in found.matched[rate]}["farms"].difference
+        assert same is not None and same.mean == pytest.approx(mean)
+    # The run that diverged loses its pair and takes the interval with it.
+    pertype = rows["pertype"].difference
+    assert rows["pertype"].diverged == 1 and pertype is not None
+    assert (pertype.wins, pertype.losses, pertype.n, pertype.low) == (3, 1, 4, None)
+    assert pertype.p == pytest.approx(0.625)  # sign test of 3 against 1
+    against = found.pair("farms", "pertype")
+    assert against is not None and (against.wins, against.n) == (1, 4)
     text = "\n".join(study_table.section(found))
     assert "| farms | 0.1 | 4 |" in text and "(1 diverged)" in text
+    assert "both at 0.2, the rate of 2 of 3" in text and "Not finished" not in text
 
     monkeypatch.setattr(study_table, "CELLS", {"toy": TOY, "gpu": CELLS["cifar100_vgg16"]})
     whole = study_table.markdown(tmp_path)
     assert "Not run (no GPU was at hand): `python -m experiments.study cifar100_vgg16`" in whole
+
+
+def test_equal_methods_do_not_differ_in_percent() -> None:
+    # A mean of ratios would be +25%.
+    found = study_table.compare({0: 1.0, 1: 2.0}, {0: 2.0, 1: 1.0}, "min")
+    assert found is not None and found.mean == 0.0
+
+
+def test_an_unfinished_cell_says_so_and_has_no_p(tmp_path: Path) -> None:
+    few = _toy(
+        ("uniform", 0.2, (1.0, 2.0, 4.0)),
+        ("farms", 0.1, (0.9, 1.8, 3.5)),
+        ("pertype", 0.2, (0.4, 0.9)),
+    )
+    save(tmp_path / "toy.csv", few)
+    found = study_table.read(TOY, tmp_path)
+    assert found is not None and not found.complete and found.matched == {}
+    assert all(row.p is None for row in found.own)
+    text = "\n".join(study_table.section(found))
+    assert "**Not finished**" in text and "| pertype | 0.2 | 2 of 4 |" in text
+
+
+def test_a_best_rate_at_an_edge_is_named(tmp_path: Path) -> None:
+    runs = _toy(("uniform", 0.2, (1.0, 2.0)), ("farms", 0.2, (1.0, 2.0)))
+    runs = [run for run in runs if (run.variant, run.rate) != ("farms", 0.1)]
+    save(tmp_path / "toy.csv", runs)
+    found = study_table.read(TOY, tmp_path)
+    assert found is not None and found.edges == ["farms"]
+    assert "edge of the rates that were tried: farms." in "\n".join(study_table.section(found))
+
+
+def test_sensitivity_is_against_farms_on_the_same_seeds(tmp_path: Path) -> None:
+    cell = dataclasses.replace(TOY, untuned=0.05, extra={"farms x": ()})
+    runs = _toy(
+        ("uniform", 0.2, (1.0, 1.0, 1.0, 9.0)),
+        ("farms", 0.2, (2.0, 2.0, 2.0, 9.0)),
+        ("farms x", 0.2, (1.0, 1.1, 0.9)),
+        ("uniform", 0.05, (2.0, 3.0)),
+        ("farms", 0.05, (1.0, 2.0)),
+    )
+    save(tmp_path / "toy.csv", runs)
+    found = study_table.read(cell, tmp_path)
+    assert found is not None
+    rows = {row.variant: row for row in found.extra}
+    assert {name: row.n for name, row in rows.items()} == {"farms": 3, "uniform": 3, "farms x": 3}
+    x = rows["farms x"].difference
+    assert x is not None and x.mean == pytest.approx(-50.0)
+    low = {row.variant: row for row in found.untuned}["farms"].difference
+    assert low is not None and low.mean == pytest.approx(-40.0)
+    text = "\n".join(study_table.section(found))
+    assert "difference from farms" in text and "far below the best, 0.05" in text
+
+
+def test_committed_results_are_what_the_report_writes() -> None:
+    assert (RESULTS.parent / "results.md").read_text() == study_table.markdown()
 
 
 def test_report_without_folders_writes_the_study(tmp_path: Path) -> None:
@@ -159,13 +243,37 @@ def test_report_without_folders_writes_the_study(tmp_path: Path) -> None:
     assert all(path.is_file() for path in paths) and len(paths) == 3
 
 
-def test_a_run_that_breaks_off_counts_as_diverged(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(cfg: Any) -> dict[str, Any]:
-        raise FloatingPointError("no")
+def test_a_run_that_diverges_is_kept_and_a_broken_machine_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def broken(error: Exception) -> Any:
+        def run(cfg: Any, train: Any) -> None:
+            raise error
 
-    monkeypatch.setattr("experiments.train.train", broken)
+        return run
+
+    monkeypatch.setattr(study.sweep, "run", broken(FloatingPointError("no")))
     run = study.run_one(CELLS["digits"], "uniform", 0.1, 0, "outputs")
     assert math.isnan(run.value) and "FloatingPointError" in run.curve
+    monkeypatch.setattr(study.sweep, "run", broken(FileNotFoundError("no data")))
+    with pytest.raises(FileNotFoundError, match="no data"):
+        study.run_one(CELLS["digits"], "uniform", 0.1, 0, "outputs")
+
+
+def test_runs_of_other_settings_are_not_taken_over(tmp_path: Path) -> None:
+    cell = CELLS["digits"]
+    good = study.overrides(cell, "farms", 0.1, 0)
+    save(tmp_path / "digits.csv", [run_of("farms", 0.1, 0, 1.0, overrides=" ".join(good))])
+    assert len(study.Study(cell, 1, tmp_path, Console(quiet=True)).runs) == 1
+    save(tmp_path / "digits.csv", [run_of("farms", 0.1, 0, 1.0, overrides="a=1")])
+    with pytest.raises(SystemExit, match="farms at 0.1, seed 0, was run with other settings"):
+        study.Study(cell, 1, tmp_path, Console(quiet=True))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_cell_for_gpus_says_that_there_is_none(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="cifar100_vgg16 needs a GPU"):
+        study.main(["cifar100_vgg16", "--results", str(tmp_path)])
 
 
 @pytest.mark.slow
