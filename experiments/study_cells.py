@@ -42,7 +42,7 @@ WITHOUT_SPECTRAL = tuple(f"{name}_rest" for name in METHODS)
 # Run at a rate far below the best too, where a cell names one, on so many seeds.
 UNTUNED = ("uniform", "tb", "tb_sigmoid", "farms", "farms_sigmoid", "shuffled", "pertype",
            "constant")  # fmt: skip
-UNTUNED_SEEDS = 15
+UNTUNED_SEEDS = 10
 CONTROLS = ("shuffled", "type_unit", "pertype", "constant", "reversed", "frozen")
 _FIRST = 4  # of these, which a method must beat
 
