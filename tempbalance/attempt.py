@@ -11,14 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-import torch
 import torch.distributed as dist
 
 from tempbalance.farms import Windows
 from tempbalance.layers import Layer
 from tempbalance.measure import LayerRecord, Measurement, Outcome, measure
 from tempbalance.powerlaw import Fit
-from tempbalance.ranks import largest
 
 logger = logging.getLogger("tempbalance")
 
@@ -69,7 +67,7 @@ def attempt(
     """Measure layers; if that fails, one by one.
 
     Raises:
-        Exception: whatever went wrong, with a group: the other ranks wait in a collective.
+        Exception: whatever went wrong, with a group, on all of its ranks.
     """
     if not layers:
         return Result([])
@@ -113,14 +111,15 @@ def _alone(layers: Sequence[Layer], method: Method) -> Callable[[Progress], Resu
             failures[layer.name] = repr(error)
     hook = _Hook()
 
-    def start(some: list[Layer]) -> Measurement:
-        return Measurement(some, **method.options, snapshot=True, progress=hook)
+    def start(some: list[Layer], beside: bool = False) -> Measurement:
+        return Measurement(some, **method.options, snapshot=True, beside=beside, progress=hook)
 
     whole: Measurement | Exception
     try:
         whole = start(frozen)
     except Exception as error:
-        whole = error
+        whole = error.with_traceback(None)  # its frames hold memory that may be what was short
+    on_pool = all(layer.read().device.type == "cpu" for layer in frozen)
 
     def work(progress: Progress) -> Result:
         hook.call = progress
@@ -128,11 +127,13 @@ def _alone(layers: Sequence[Layer], method: Method) -> Callable[[Progress], Resu
             return Result(_done(whole), failures)
         except Exception as error:
             progress(0.0)  # where the interpreter exits, threads fail to start: end here
+            if not on_pool:  # what is queued on a device depends on settings: not from here
+                raise
             logger.warning("measuring failed (%r); trying layer by layer", error)
         records: list[LayerRecord] = []
         for layer in frozen:
             try:
-                records += _done(start([layer]))
+                records += _done(start([layer], beside=True))
             except Exception as error:
                 failures[layer.name] = repr(error)
         return Result(records, failures)
@@ -148,16 +149,7 @@ def _together(
 
     def work(progress: Progress) -> Result:
         hook.call = progress
-        error: BaseException | None = None
-        try:
-            measurement.compute()
-        except BaseException as caught:
-            error = caught
-        failed = largest(torch.tensor([error is not None], dtype=torch.uint8), group)
-        if error is not None:
-            raise error
-        if failed.any():
-            raise RuntimeError("measuring the weights failed on another rank; see its error")
+        measurement.compute()
         return Result(measurement.finish())
 
     return work
@@ -183,5 +175,5 @@ def _done(measurement: Measurement | Exception) -> list[LayerRecord]:
 def _frozen(layer: Layer) -> Layer:
     """The layer with a copy of its weight as it is now, which is not copied once more."""
     weight = layer.read()
-    copy = weight if layer.copies else weight.clone()
+    copy = weight.clone() if layer.is_own_memory(weight) else weight
     return replace(layer, _read=lambda: copy, copies=True)

@@ -6,6 +6,7 @@ import concurrent.futures.thread as _threads
 import os
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, Generic, TypeVar
@@ -42,14 +43,18 @@ class Job(Generic[T]):
 
         earlier = [] if after is None or after._process != self._process else [after._future]
 
-        def run() -> tuple[T, float]:
+        def run() -> tuple[T | None, float, BaseException | None]:
             wait(earlier)
             started = time.perf_counter()
-            result = work(progress)
-            return result, time.perf_counter() - started
+            result, failure = None, None
+            try:
+                result = work(progress)
+            except BaseException as error:
+                failure = _without_frames(error)
+            return result, time.perf_counter() - started, failure
 
         pool = ThreadPoolExecutor(1, "tempbalance-background")
-        self._future: Future[tuple[T, float]] = pool.submit(run)
+        self._future: Future[tuple[T | None, float, BaseException | None]] = pool.submit(run)
         pool.shutdown(wait=False)  # the thread ends after this job
 
     def result(self) -> T:
@@ -61,7 +66,10 @@ class Job(Generic[T]):
         """
         if self._process != os.getpid() and not self._future.done():
             raise RuntimeError("this process was forked while a thread of the other one measured")
-        return self._future.result()[0]
+        result, _, failure = self._future.result()
+        if failure is not None:
+            raise failure
+        return result  # type: ignore[return-value]
 
     @property
     def seconds(self) -> float:
@@ -74,3 +82,14 @@ class Job(Generic[T]):
 
     def __del__(self) -> None:
         self._stop.set()
+
+
+def _without_frames(error: BaseException) -> BaseException:
+    """The error without what its frames hold (copies of all weights), and where it came from."""
+    if isinstance(error, Exception):
+        error.add_note("".join(traceback.format_tb(error.__traceback__)).rstrip())
+    each: BaseException | None = error
+    while each is not None:
+        each.__traceback__ = None
+        each = each.__cause__ or each.__context__
+    return error

@@ -332,7 +332,11 @@ class Balancer:
     def _collect(self, pending: Pending) -> None:
         """A measurement from the background takes effect."""
         started = overhead.clock()
-        result = pending.result(raises=self._group is not None)
+        try:
+            result = pending.result(raises=self._group is not None)
+        except Exception:
+            self._pending = None  # raised once
+            raise
         waited = overhead.clock() - started
         self.waited += waited
         if waited > _LONG:
@@ -366,7 +370,8 @@ class Balancer:
         )
         self._ramp.aim(target, self._tick)
         self._measurements += 1
-        self._interval.took_effect(self._group, pending.seconds)
+        near = [tensor for layer in self.layers for tensor in layer.tensors()]
+        self._interval.took_effect(self._group, pending.seconds, near)
 
     def _trainable(self) -> list[Layer]:
         try:

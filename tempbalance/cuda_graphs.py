@@ -12,7 +12,7 @@ import logging
 import math
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import TracebackType
 
 import torch
@@ -87,7 +87,10 @@ class Plan:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._shared.done.record(torch.cuda.current_stream(self.work.device))
+        current = torch.cuda.current_stream(self.work.device)
+        # Made on one stream and used on others: not to be handed out again before they are done.
+        self.work.record_stream(current)
+        self._shared.done.record(current)
         self._shared.lock.release()
 
 
@@ -110,7 +113,8 @@ class Plans:
         """The plan for inputs of ``shape``; None where ``solve`` is to be called as it is.
 
         That is the first time that a shape is seen (unless ``at_once``), for a batch too large to
-        keep, inside a capture of the caller's, and once a capture has failed.
+        keep, inside a capture of the caller's, in a thread that may only replay what is there,
+        and once a capture has failed.
         """
         nbytes = math.prod(shape) * like.element_size()
         if not usable(like) or self._failed or nbytes > LIMIT_BYTES:
@@ -120,6 +124,8 @@ class Plans:
             if key in self._plans:
                 self._plans.move_to_end(key)
                 return self._plans[key]
+            if getattr(_here, "only_replayed", False):
+                return None
             if key not in self._seen and not at_once:
                 self._seen.add(key)
                 return None
@@ -127,7 +133,9 @@ class Plans:
             try:
                 if like.device not in self._devices:
                     self._devices[like.device] = _Device(like.device)
-                self._plans[key] = Plan(shape, like, solve, self._devices[like.device])
+                # Of no use outside inference mode if it were made inside.
+                with torch.inference_mode(False), torch.no_grad():
+                    self._plans[key] = Plan(shape, like, solve, self._devices[like.device])
             except RuntimeError as error:
                 self._failed = True
                 _log.warning("CUDA graphs are not used for eigenvalues, which are then slower: "
@@ -141,16 +149,31 @@ class Plans:
             or nbytes + sum(plan.work.nbytes for plan in self._plans.values()) > LIMIT_BYTES
         ):
             self._plans.popitem(last=False)
+        # The handle of a pool dies with its last graph.
+        alive = {device for _, _, _, device in self._plans}
+        self._devices = {d: shared for d, shared in self._devices.items() if d in alive}
 
     def clear(self) -> None:
         """Free all graphs, and forget what was seen."""
         with self._lock:
             self._plans.clear()
+            self._devices.clear()
             self._seen.clear()
             self._failed = False
 
 
 plans = Plans()
+_here = threading.local()
+
+
+@contextlib.contextmanager
+def only_replayed() -> Iterator[None]:
+    """In this thread, capture no graphs: not beside a training that may draw random numbers."""
+    _here.only_replayed = True
+    try:
+        yield
+    finally:
+        _here.only_replayed = False
 
 
 def usable(tensor: Tensor) -> bool:

@@ -110,7 +110,7 @@ def eigvalsh(
     if matrices.numel() == 0:
         return matrices.new_zeros(matrices.shape[:-1], dtype=matrices.dtype.to_real())
     flat = matrices.reshape(-1, n, n)
-    with _full_precision(matrices.device.type):
+    with _full_precision(matrices):
         values = _batched(flat, uplo, overwrite, form)
     return values.view(matrices.shape[:-1])
 
@@ -128,10 +128,11 @@ def _check(matrices: Tensor, uplo: str, form: str) -> None:
 
 
 @contextlib.contextmanager
-def _full_precision(device_type: str) -> Iterator[None]:
-    """No TF32 and no autocast: either would spoil every product."""
-    matmul = torch.backends.cuda.matmul
-    before = matmul.fp32_precision if device_type == "cuda" else "ieee"
+def _full_precision(matrices: Tensor) -> Iterator[None]:
+    """No TF32 and no autocast: either would spoil every product. Float64 knows no TF32."""
+    matmul, device_type = torch.backends.cuda.matmul, matrices.device.type
+    single = matrices.dtype in (torch.float32, torch.complex64)
+    before = matmul.fp32_precision if device_type == "cuda" and single else "ieee"
     try:
         if before != "ieee":
             matmul.fp32_precision = "ieee"

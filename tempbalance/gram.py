@@ -119,7 +119,7 @@ def reduced() -> bool:
 
 
 @contextlib.contextmanager
-def full_precision(device_type: str) -> Iterator[None]:
+def full_precision(*device_types: str) -> Iterator[None]:
     """Matrix products in IEEE float32 (no TF32, no bf16) and without autocast, then as before.
 
     A user's ``torch.set_float32_matmul_precision("high")`` would square its error in the Gram.
@@ -130,7 +130,9 @@ def full_precision(device_type: str) -> Iterator[None]:
         for backend, value in zip(backends, before, strict=True):
             if value != "ieee":
                 backend.fp32_precision = "ieee"
-        with torch.autocast(device_type, enabled=False):
+        with contextlib.ExitStack() as stack:
+            for device_type in device_types:
+                stack.enter_context(torch.autocast(device_type, enabled=False))
             yield
     finally:
         for backend, value in zip(backends, before, strict=True):

@@ -119,6 +119,8 @@ def bytes_of(task: Task, dtype: torch.dtype) -> int:
         return part + 2 * matrix
     if task.slices.device.type == "cpu":
         return (source + 2 * max(source, size)) * n * k + 2 * matrix
+    # The library's solver takes complex windows in double precision there.
+    size = max(size, 16) if task.slices.is_complex() else size
     # In batches each stage lets go of what the one before has made.
     solver = 2 * matrix
     if k <= LARGEST:

@@ -52,6 +52,16 @@ class Layer:
         """The parameters named in ``parameters``, as they are now."""
         return [p for m, n in self._owners if (p := m._parameters[n]) is not None]
 
+    def is_own_memory(self, weight: Tensor) -> bool:
+        """Whether what :meth:`read` gave shares its memory with the model, and changes with it.
+
+        Looked at anew each time: reading a sharded, grouped or parametrized weight makes a tensor
+        of its own in most cases, and not in all.
+        """
+        held = [*self.tensors(), *self.module.parameters(), *self.module.buffers()]
+        storages = {_local(tensor).untyped_storage()._cdata for tensor in held}
+        return weight.untyped_storage()._cdata in storages
+
     @property
     def trainable(self) -> bool:
         return any(p.requires_grad for p in self.tensors())
@@ -432,6 +442,11 @@ def _owner(module: nn.Module, path: str) -> tuple[nn.Module, str]:
 
 def _is_sharded(tensor: Tensor) -> bool:
     return hasattr(tensor, "full_tensor")
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """This rank's part of a sharded tensor, any other as it is."""
+    return tensor.to_local() if _is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def _whole(tensor: Tensor) -> Tensor:

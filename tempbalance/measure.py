@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from tempbalance.cuda_graphs import only_replayed
 from tempbalance.farms import Farms, Windows
 from tempbalance.layers import Layer
 from tempbalance.powerlaw import Fit, Hill
@@ -110,6 +111,8 @@ class Measurement:
             they are measured: one copy of them, on their device. On CUDA the whole computation is
             enqueued now, on a stream of its own, and :meth:`compute` only waits for it; windows
             of up to 1024 eigenvalues go to our eigensolver, since the library's waits itself.
+        beside: the snapshot is itself made in a thread beside the training, of weights on the CPU
+            that are at hand: no setting of torch's is touched.
     """
 
     def __init__(
@@ -124,45 +127,82 @@ class Measurement:
         group: dist.ProcessGroup | None = None,
         progress: Callable[[float], None] | None = None,
         snapshot: bool = False,
+        beside: bool = False,
     ) -> None:
         self._layers, self._min_eigs, self._group = list(layers), min_eigs, group
         self._owners = owners(layers, windows, group)
         rank = dist.get_rank(group) if group is not None else 0
         self._mine = [owner == rank for owner in self._owners]
+        # Told by the model, which may have changed when the ranks meet.
+        self._near = [x for layer in layers for x in layer.tensors()] if group is not None else []
         self._engine = _Engine(layers, self._mine, windows, fit, budget, keep_spectra, progress)
         self._rows = np.zeros((len(layers), COLUMNS))
         self._values: list[_Values | None] = [None] * len(layers)
-        self._taken: list[_Part] | None = self._take() if snapshot else None
+        self._error: BaseException | None = None
+        self._taken: list[_Part] | None = [] if snapshot else None
+        if snapshot:
+            self._try(self._take, beside)
 
     def compute(self) -> None:
-        """Measure this rank's layers; without a snapshot, weights are read as it goes."""
-        with torch.no_grad():  # per thread
-            if self._taken is not None:
-                # In a thread beside the training no setting of torch's may be touched.
-                for part in self._taken:
-                    self._keep(part, self._engine.finish(part))
-                self._taken = []
-                return
-            with full_precision(_device_type(self._layers)):
-                for slices in self._engine.batches():
-                    for some in _by_device(slices):
-                        part = _Part({i: slices[i] for i in some})
-                        self._keep(part, self._engine.finish(part))
+        """Measure this rank's layers; without a snapshot, weights are read as it goes.
+
+        With a group, what goes wrong is raised by :meth:`finish`, on every rank.
+        """
+        if self._error is None:
+            self._try(self._compute)
 
     def finish(self) -> list[LayerRecord]:
-        """Exchange the results among the ranks; the record of every layer."""
+        """Exchange the results among the ranks; the record of every layer.
+
+        Raises:
+            RuntimeError: if another rank of the group failed to measure its layers.
+        """
         rows = self._rows
         if self._group is not None:
-            rows = exchange(rows, self._owners, self._group)
+            if self._error is not None:
+                rows = np.full_like(rows, np.nan)  # the others must not wait for this rank
+            rows = exchange(rows, self._owners, self._group, self._near)
+            if self._error is not None:
+                raise self._error
+            if np.isnan(rows[:, TOTAL]).any():
+                raise RuntimeError("measuring the weights failed on another rank; see its error")
         return [
             record_of(layer, row, kept, self._min_eigs)
             for layer, row, kept in zip(self._layers, rows, self._values, strict=True)
         ]
 
-    def _take(self) -> list[_Part]:
+    def _try(self, work: Callable[..., None], *arguments: object) -> None:
+        """Alone, what goes wrong is raised here; in a group, where all ranks meet."""
+        try:
+            work(*arguments)
+        except BaseException as error:
+            # A user's interrupt is not to wait for the others; in the background there is none.
+            if self._group is None or not (self._taken is not None or isinstance(error, Exception)):
+                raise
+            self._error = error
+
+    def _compute(self) -> None:
+        with torch.no_grad():  # per thread
+            if self._taken is not None:
+                # In a thread beside the training no setting of torch's may be touched.
+                with only_replayed():
+                    for part in self._taken:
+                        self._keep(part, self._engine.finish(part))
+                self._taken = []
+                return
+            with full_precision(*_device_types(self._layers)):
+                for slices in self._engine.batches():
+                    for some in _by_device(slices):
+                        part = _Part({i: slices[i] for i in some})
+                        self._keep(part, self._engine.finish(part))
+
+    def _take(self, beside: bool) -> None:
         """Copies of the weights, those on CUDA with all work on them enqueued."""
         self._engine.wide = reduced()  # decided now: what comes later must not depend on settings
-        with torch.no_grad(), full_precision(_device_type(self._layers)):
+        settings = (
+            contextlib.nullcontext() if beside else full_precision(*_device_types(self._layers))
+        )
+        with torch.no_grad(), settings:
             slices = self._engine.snapshot()
             parts = [_Part({i: slices[i] for i in some}) for some in _by_device(slices)]
             for part in parts:
@@ -171,7 +211,7 @@ class Measurement:
                     part.stream.wait_stream(torch.cuda.current_stream(part.device))
                     with part.on_stream():
                         self._engine.enqueue(part, wait=False)
-            return parts
+            self._taken = parts
 
     def _keep(self, part: _Part, found: tuple[_Values, list[_Values | None]]) -> None:
         for i, row, kept in zip(part.slices, *found, strict=True):
@@ -233,7 +273,7 @@ class _Engine:
 
     def snapshot(self) -> dict[int, Tensor]:
         """All weights of this rank, copied."""
-        return {i: s if self.layers[i].copies else s.clone() for i, s in self._read()}
+        return {i: s.clone() if self.layers[i].is_own_memory(s) else s for i, s in self._read()}
 
     def _read(self) -> Iterator[tuple[int, Tensor]]:
         for i, layer in enumerate(self.layers):
@@ -273,7 +313,13 @@ class _Engine:
         """
         scales = unit_scales(list(part.slices.values()), self.workers)
         part.tasks = [
-            Task(slices, self.windows.grid(*layer.shape[1:]), scale, layer.name, self.wide)
+            Task(
+                slices,
+                self.windows.grid(*layer.shape[1:]),
+                scale,
+                layer.name,
+                self.wide and on_pool(slices.device),
+            )
             for (layer, slices), scale in zip(
                 ((self.layers[i], s) for i, s in part.slices.items()), scales, strict=True
             )
@@ -352,8 +398,5 @@ def _by_device(slices: dict[int, Tensor]) -> list[list[int]]:
     return list(by_device.values())
 
 
-def _device_type(layers: Sequence[Layer]) -> str:
-    for layer in layers:
-        for tensor in layer.tensors():
-            return tensor.device.type
-    return "cpu"
+def _device_types(layers: Sequence[Layer]) -> set[str]:
+    return {tensor.device.type for layer in layers for tensor in layer.tensors()} or {"cpu"}

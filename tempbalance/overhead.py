@@ -14,11 +14,12 @@ import math
 import statistics
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from tempbalance.ranks import largest
 
@@ -84,7 +85,12 @@ class Interval:
             self._left = clock()
             self._spent += self._left - self._entered
 
-    def took_effect(self, group: dist.ProcessGroup | None, beside: float = 0.0) -> None:
+    def took_effect(
+        self,
+        group: dist.ProcessGroup | None,
+        beside: float = 0.0,
+        near: Iterable[Tensor] = (),
+    ) -> None:
         """A measurement is complete: weigh its cost, and stretch or shorten the interval.
 
         The cost is the time that the training thread was held up (all of a measurement without
@@ -93,6 +99,7 @@ class Interval:
 
         Args:
             beside: how long it ran in the background: so much it can have slowed training at most.
+            near: tensors of this rank; see :func:`tempbalance.ranks.collective_device`.
         """
         if self.limit is None:
             return
@@ -107,14 +114,20 @@ class Interval:
             self._warm = True
             return
         self._costs.append(cost)
-        self._choose(statistics.fmean(self._costs), tick, group)
+        self._choose(statistics.fmean(self._costs), tick, group, near)
 
-    def _choose(self, cost: float, tick: float, group: dist.ProcessGroup | None) -> None:
+    def _choose(
+        self,
+        cost: float,
+        tick: float,
+        group: dist.ProcessGroup | None,
+        near: Iterable[Tensor],
+    ) -> None:
         assert self.limit is not None
         least = cost * (1 - self.limit) / (self.limit * tick)
         needed = self.every * max(1, math.ceil(least / self.every - 1e-9))
         if group is not None:
-            needed = int(largest(torch.tensor([needed]), group)[0])
+            needed = int(largest(torch.tensor([needed]), group, near)[0])
         if self.ticks < needed or needed <= self.ticks // 2:  # not for a little less
             share = cost / (cost + self.ticks * tick)
             level = logging.WARNING if needed > self.ticks else logging.INFO

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -20,18 +22,26 @@ def found_group(model: nn.Module, found: Layers) -> dist.ProcessGroup | None:
     return dist.group.WORLD if sharded else None
 
 
-def largest(values: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+def collective_device(group: dist.ProcessGroup, near: Iterable[Tensor] = ()) -> torch.device:
+    """Where a tensor must be to be sent: for NCCL on this rank's GPU, else on the CPU.
+
+    That is the GPU of the first tensor of ``near`` that is on one. ``current_device()`` is no
+    answer where a process puts its model on its GPU without making that the current one.
+    """
+    if "nccl" not in dist.get_backend(group):
+        return torch.device("cpu")
+    devices = (tensor.device for tensor in near if tensor.is_cuda)
+    return next(devices, None) or torch.device("cuda", torch.cuda.current_device())
+
+
+def largest(values: Tensor, group: dist.ProcessGroup | None, near: Iterable[Tensor] = ()) -> Tensor:
     """The largest of every rank's values, by place: on the host, the same on every rank.
 
     One read of the device. A collective: every rank of the group must call.
     """
     if group is None:
         return values.cpu()
-    nccl = "nccl" in dist.get_backend(group)
-    shared = values.detach().to(
-        torch.device("cuda", torch.cuda.current_device()) if nccl else "cpu"
-    )
-    shared = shared.clone()
+    shared = values.detach().to(collective_device(group, [values, *near]), copy=True)
     dist.all_reduce(shared, dist.ReduceOp.MAX, group=group)
     return shared.cpu()
 

@@ -8,9 +8,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from tempbalance.farms import Grid, Windows
 from tempbalance.layers import Layer
+from tempbalance.ranks import collective_device
 
 # Reducing a k x k matrix reads it k times over; at the sizes of windows that costs, beside the
 # floating-point operations, as much as so many operations an entry (fitted to times of 64 to 768).
@@ -42,11 +44,15 @@ def balanced(costs: Sequence[float], ranks: int) -> list[int]:
 
 
 def exchange(
-    rows: npt.NDArray[np.float64], owner: Sequence[int], group: dist.ProcessGroup
+    rows: npt.NDArray[np.float64],
+    owner: Sequence[int],
+    group: dist.ProcessGroup,
+    near: Sequence[Tensor] = (),
 ) -> npt.NDArray[np.float64]:
     """The table (L, columns) with every layer's row from the rank that owns it.
 
     One all-gather of as many rows as the rank with most of them has: under 100 bytes a row.
+    ``near``: tensors of this rank, one of whose devices NCCL is to use.
     """
     ranks, rank = dist.get_world_size(group), dist.get_rank(group)
     of_rank = [[i for i, r in enumerate(owner) if r == each] for each in range(ranks)]
@@ -55,9 +61,7 @@ def exchange(
         return rows
     mine = np.zeros((most, rows.shape[1]))
     mine[: len(of_rank[rank])] = rows[of_rank[rank]]
-    nccl = "nccl" in dist.get_backend(group)
-    device = torch.device("cuda", torch.cuda.current_device()) if nccl else "cpu"
-    sent = torch.as_tensor(mine).to(device)
+    sent = torch.as_tensor(mine).to(collective_device(group, near))
     received = [torch.empty_like(sent) for _ in range(ranks)]
     dist.all_gather(received, sent, group=group)
     every = torch.stack(received).cpu().numpy()

@@ -18,11 +18,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import tempbalance as tb
 from tempbalance import gram, jobs, measure, spectrum
+from tempbalance.attempt import Method, attempt_later
 from tempbalance.layers import find_layers
 from tempbalance.measure import Measurement, Outcome
 from tempbalance.measure import measure as measured
@@ -248,6 +250,75 @@ def test_a_snapshot_is_of_the_weights_at_construction() -> None:
     in_a_thread(taken.compute)
     assert taken.finish() == expected
     assert measured(layers, min_eigs=4) != expected
+
+
+class Same(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+def aliasing(kind: str) -> nn.Module:
+    """Layers that are said to be copied on reading, and are not."""
+    if kind == "grouped":
+        return nn.Sequential(nn.Conv2d(64, 64, 1, groups=4))
+    layer = nn.Linear(32, 32)
+    parametrize.register_parametrization(layer, "weight", Same())
+    return nn.Sequential(layer)
+
+
+@pytest.mark.parametrize("kind", ["grouped", "parametrized"])
+def test_a_snapshot_never_shares_memory_with_the_model(kind: str) -> None:
+    torch.manual_seed(0)
+    model = aliasing(kind)
+    layers = find_layers(model).layers
+    assert layers[0].copies and layers[0].is_own_memory(layers[0].read())
+    expected = measured(layers, min_eigs=4)
+    taken = Measurement(layers, min_eigs=4, snapshot=True)
+    later = attempt_later(layers, Method(tb.Farms(), tb.Hill(), 4, 2**30), None)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(torch.randn_like(p) ** 5)
+    taken.compute()
+    assert taken.finish() == expected
+    assert later(lambda _: None).records == expected
+    assert measured(layers, min_eigs=4) != expected
+
+
+def test_layer_by_layer_in_the_background_touches_no_setting(
+    reduced: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    torch.manual_seed(0)
+    layers = find_layers(nn.Sequential(nn.Linear(64, 64), nn.Linear(40, 40))).layers
+    expected = measured(layers)
+    later = attempt_later(layers, Method(tb.Farms(), tb.Hill(), 4, 2**30), None)
+    whole = Measurement._compute
+
+    def failing(self: Measurement) -> None:
+        if len(self._layers) > 1:
+            raise torch.OutOfMemoryError("no room")
+        whole(self)
+
+    def refuse(*_: Any) -> Any:
+        raise AssertionError("a global setting was touched")
+
+    monkeypatch.setattr(Measurement, "_compute", failing)
+    monkeypatch.setattr(measure, "full_precision", refuse)
+    found = []
+    in_a_thread(lambda: found.append(later(lambda _: None)))
+    assert found[0].failures == {}
+    same(found[0].records, expected, 1e-5)
+    assert "trying layer by layer" in caplog.text
+
+
+def test_autocast_is_off_on_every_device() -> None:
+    before = torch.is_autocast_enabled("cuda")
+    try:
+        torch.set_autocast_enabled("cuda", True)
+        with gram.full_precision("cpu", "cuda"):
+            assert not torch.is_autocast_enabled("cuda")
+        assert torch.is_autocast_enabled("cuda")
+    finally:
+        torch.set_autocast_enabled("cuda", before)
 
 
 @pytest.fixture

@@ -369,6 +369,32 @@ def test_a_failure_costs_its_layer(later: bool, monkeypatch: pytest.MonkeyPatch)
     balancer.cancel()
 
 
+@pytest.mark.parametrize("how", ["dropped", "failed"])
+def test_a_job_that_ends_badly_keeps_nothing(how: str) -> None:
+    held: list[weakref.ref[torch.Tensor]] = []
+
+    def work(progress: Callable[[float], None]) -> None:
+        copy = torch.zeros(1000)
+        held.append(weakref.ref(copy))
+        try:
+            raise ValueError("first")
+        except ValueError as error:
+            if how == "dropped":
+                raise Dropped from error
+            raise RuntimeError("then") from error
+
+    job = Job(work)
+    while not job._future.done():
+        time.sleep(0.01)
+    quiet()
+    gc.collect()
+    assert held[0]() is None
+    with pytest.raises(Dropped if how == "dropped" else RuntimeError) as raised:
+        job.result()
+    if how == "failed":  # and yet it says where
+        assert "in work" in raised.value.__notes__[0]
+
+
 def test_a_lost_thread_is_made_good(caplog: pytest.LogCaptureFixture) -> None:
     """The weights of the due tick are measured then, in a resumed run too."""
     model = stack()

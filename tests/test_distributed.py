@@ -100,6 +100,20 @@ def test_a_failure_of_one_rank_in_the_background_is_raised_on_all(tmp_path: Path
     a, b = run("background_failure", tmp_path)
     assert b["error"] == "OutOfMemoryError: no room"
     assert "failed on another rank" in a["error"]
+    assert a["pending"] is b["pending"] is None  # it is raised once
+
+
+def test_a_failure_of_one_rank_on_the_spot_is_raised_on_all(tmp_path: Path) -> None:
+    a, b = run("failure", tmp_path)
+    assert b["error"] == "OutOfMemoryError: no room"
+    assert "failed on another rank" in a["error"]
+
+
+def test_a_snapshot_of_weights_that_are_gathered_just_now(tmp_path: Path) -> None:
+    """As they are after an evaluation, until the next step frees their memory."""
+    a, b = run("fsdp2_unsharded", tmp_path)
+    assert a == b
+    assert a["taken"] == pytest.approx(a["whole"], rel=1e-6)
 
 
 def test_ranks_agree_on_the_interval(tmp_path: Path) -> None:

@@ -122,7 +122,11 @@ def test_similarity_sign_and_shift(seed: int, n: int, dtype: torch.dtype) -> Non
 @given(order=st.permutations(list(range(6))))
 def test_the_batch_in_any_order(order: list[int]) -> None:
     batch = matrices.every_family(21, torch.float32)[:6]
-    assert torch.equal(eigvalsh(batch[order]), eigvalsh(batch)[order])
+    found, expected = eigvalsh(batch[order]), eigvalsh(batch)[order]
+    # Not bit for bit: on some processors MKL multiplies the last of a batch by another kernel than
+    # the first. What is wrong about an order is wrong by whole eigenvalues.
+    allowed = 16 * 21**0.5 * torch.finfo(torch.float32).eps
+    assert ((found - expected).abs() <= allowed * expected.abs().amax(-1, keepdim=True)).all()
 
 
 def test_shapes() -> None:
@@ -315,7 +319,7 @@ class Plan:
     def __init__(self, shape: tuple[int, ...], like: Tensor, solve: Any, shared: Any) -> None:
         if shape[-1] == 13:
             raise RuntimeError("operation not permitted when stream is capturing")
-        self.work = like.new_zeros(shape)
+        self.work, self.shared = like.new_zeros(shape), shared
 
 
 @pytest.fixture
@@ -342,6 +346,36 @@ def test_a_graph_from_the_second_time_on(graphs: cuda_graphs.Plans) -> None:
     assert len(graphs) == 2
     graphs.clear()
     assert graphs.get((2, 3, 3), one, solve) is None
+
+
+def test_a_pool_of_graphs_ends_with_its_last_graph(
+    graphs: cuda_graphs.Plans, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its handle is of no use then, and capturing into it would fail."""
+    monkeypatch.setattr(cuda_graphs, "_Device", lambda _: object())
+    monkeypatch.setattr(cuda_graphs, "LIMIT_BYTES", 1000 * 4)
+    one = torch.zeros(1)
+    first = graphs.get((600,), one, solve, True)
+    beside = graphs.get((300,), one, solve, True)
+    assert first is not None and beside is not None and first.shared is beside.shared
+    alone = graphs.get((900,), one, solve, True)
+    assert alone is not None and alone.shared is not first.shared
+
+
+def test_graphs_are_made_outside_inference_mode(graphs: cuda_graphs.Plans) -> None:
+    with torch.inference_mode():
+        plan = graphs.get((2,), torch.zeros(1), solve, True)
+    assert plan is not None and not plan.work.is_inference()
+
+
+def test_beside_a_training_graphs_are_only_replayed(graphs: cuda_graphs.Plans) -> None:
+    one = torch.zeros(1)
+    there = graphs.get((2,), one, solve, True)
+    with cuda_graphs.only_replayed():
+        assert graphs.get((2,), one, solve) is there
+        assert graphs.get((3,), one, solve, True) is None
+    assert graphs.get((3,), one, solve) is None  # not counted as seen either
+    assert graphs.get((3,), one, solve) is not None
 
 
 def test_graphs_keep_no_more_than_their_limit(

@@ -164,8 +164,46 @@ def background_failure(rank: int) -> dict[str, Any]:
     try:
         balancer.step()
     except Exception as error:
+        return {"error": f"{type(error).__name__}: {error}", "pending": balancer.pending}
+    return {"error": None}
+
+
+def failure(rank: int) -> dict[str, Any]:
+    model = nn.parallel.DistributedDataParallel(net())
+    whole = engine.spectra
+
+    def failing(*arguments: Any) -> Any:
+        if rank == 1:
+            raise torch.OutOfMemoryError("no room")
+        return whole(*arguments)
+
+    engine.spectra = failing
+    try:
+        tb.Balancer(model).begin()
+    except Exception as error:
         return {"error": f"{type(error).__name__}: {error}"}
     return {"error": None}
+
+
+def fsdp2_unsharded(rank: int) -> dict[str, Any]:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    from tempbalance.layers import find_layers
+
+    mesh = init_device_mesh("cpu", (2,))
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64))
+    fully_shard(model[0], mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    layers = find_layers(model).layers
+    whole = {r.name: r.alpha for r in engine.measure(layers, group=dist.group.WORLD)}
+    with torch.no_grad():
+        model(torch.zeros(1, 64))
+    taken = engine.Measurement(layers, group=dist.group.WORLD, snapshot=True)
+    model.reshard()
+    taken.compute()
+    return {"whole": whole, "taken": {r.name: r.alpha for r in taken.finish()}}
 
 
 def overhead(rank: int) -> dict[str, Any]:
@@ -275,6 +313,8 @@ CASES = {
     "background": background,
     "background_fsdp2": background_fsdp2,
     "background_failure": background_failure,
+    "failure": failure,
+    "fsdp2_unsharded": fsdp2_unsharded,
     "overhead": overhead,
     "lightning": lightning,
     "lightning_fsdp2": lightning_fsdp2,
