@@ -64,7 +64,7 @@ class _Map:
 
 
 def _vector(alphas: Alphas) -> Tensor:
-    values = torch.as_tensor(alphas, dtype=torch.float64).detach().cpu()
+    values = torch.as_tensor(alphas, dtype=torch.float64, device="cpu").detach()
     if values.ndim != 1:
         raise ValueError(f"alphas must be one-dimensional, got shape {tuple(values.shape)}")
     return values
@@ -281,7 +281,7 @@ class Shuffled(_Around):
         values = _vector(alphas)
         multipliers = self.map(values, kinds)
         generator = torch.Generator().manual_seed(self.seed)
-        source = torch.rand(len(values), generator=generator).argsort().tolist()
+        source = torch.rand(len(values), generator=generator, device="cpu").argsort().tolist()
         takes_part = _valid(values).tolist() if self.map.uses_alphas else [True] * len(values)
         places = [i for i, does in enumerate(takes_part) if does]
         giver = []
@@ -338,7 +338,7 @@ class PerType:
         if len(kinds) != len(_vector(alphas)):
             raise ValueError(f"PerType: {len(kinds)} types for {len(_vector(alphas))} layers")
         rates = [float(self.multipliers.get(kind, self.default)) for kind in kinds]
-        return torch.tensor(rates, dtype=torch.float64)
+        return torch.tensor(rates, dtype=torch.float64, device="cpu")
 
 
 def normalized(multipliers: Tensor, sizes: Tensor) -> Tensor:

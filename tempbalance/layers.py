@@ -476,6 +476,8 @@ def random_twin(layer: Layer, seed: int = 0) -> Layer:
     def read() -> Tensor:
         generator = torch.Generator().manual_seed(seed)
         dtype = torch.complex64 if weight.is_complex() else torch.float32
-        return torch.randn(layer.shape, generator=generator, dtype=dtype).to(weight.device)
+        # Where the generator is, whatever the default device.
+        values = torch.randn(layer.shape, generator=generator, dtype=dtype, device="cpu")
+        return values.to(weight.device)
 
     return replace(layer, _read=read, copies=True)

@@ -44,8 +44,8 @@ def multipliers(
     if normalize and target:
         sizes = {layer.name: float(layer.numel) for layer in layers}
         values = normalized(
-            torch.tensor(list(target.values()), dtype=torch.float64),
-            torch.tensor([sizes[name] for name in target], dtype=torch.float64),
+            torch.tensor(list(target.values()), dtype=torch.float64, device="cpu"),
+            torch.tensor([sizes[name] for name in target], dtype=torch.float64, device="cpu"),
         )
         target = dict(zip(target, map(float, values), strict=True))
     return target

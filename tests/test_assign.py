@@ -305,6 +305,16 @@ def test_options_out_of_range(make: Callable[[], Any]) -> None:
         make()
 
 
+@pytest.mark.parametrize("name", ASSIGNMENTS)
+def test_the_default_device_does_not_matter(name: str) -> None:
+    """On the meta device no value can be read: whatever is made there fails."""
+    alphas, kinds = [2.0, 3.5, 5.0, NAN], ["Linear", "Conv2d", "Linear", "Conv2d"]
+    wanted = ASSIGNMENTS[name](alphas, kinds)
+    with torch.device("meta"):
+        got = ASSIGNMENTS[name](alphas, kinds)
+    assert got.device.type == "cpu" and torch.equal(got, wanted)
+
+
 def test_assignments_are_frozen_and_say_what_they_look_at() -> None:
     for assign in ALL.values():
         assert isinstance(assign, Assignment)

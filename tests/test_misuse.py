@@ -657,6 +657,20 @@ def test_a_ramp_longer_than_the_interval_arrives() -> None:
         TempBalanceLR(optimizer, model, stop=2.5)  # type: ignore[arg-type]
 
 
+def test_another_default_device() -> None:
+    """On the meta device no value can be read: whatever is made there fails."""
+    model = net()
+
+    def balanced() -> Any:
+        balancer = tb.Balancer(model, assign=tb.Shuffled(tb.LinearMap()), normalize=True)
+        balancer.update()
+        return balancer.multipliers, balancer.theory_marks()
+
+    wanted = balanced()
+    with torch.device("meta"):
+        assert balanced() == wanted
+
+
 # --- memory and threads --------------------------------------------------------------------------
 
 
