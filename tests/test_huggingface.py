@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ pytest.importorskip("accelerate")
 
 from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
 
+from tempbalance.integrations import huggingface
 from tempbalance.integrations.huggingface import TempBalanceTrainerCallback
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -36,7 +38,7 @@ def model() -> GPT2LMHeadModel:
     return GPT2LMHeadModel(config)
 
 
-def trainer(folder: Path, net: Any, steps: int, *callbacks: Any) -> Trainer:
+def trainer(folder: Path, net: Any, steps: int, *callbacks: Any, **more: Any) -> Trainer:
     arguments = TrainingArguments(
         str(folder),
         max_steps=steps,
@@ -49,8 +51,11 @@ def trainer(folder: Path, net: Any, steps: int, *callbacks: Any) -> Trainer:
         report_to=[],
         use_cpu=True,
         disable_tqdm=True,
+        **more,
     )
-    return Trainer(net, arguments, train_dataset=Tokens(), callbacks=list(callbacks))
+    return Trainer(
+        net, arguments, train_dataset=Tokens(), eval_dataset=Tokens(), callbacks=list(callbacks)
+    )
 
 
 def test_balances_without_touching_groups_or_schedule(tmp_path: Path) -> None:
@@ -86,6 +91,35 @@ def test_resume_is_exact(tmp_path: Path, options: dict[str, Any]) -> None:
     assert again.hooks is not None and whole.hooks is not None
     assert again.hooks.balancer.state_dict() == whole.hooks.balancer.state_dict()
     assert torch.equal(weights(net2), weights(net))
+
+
+@pytest.mark.parametrize(
+    "when",
+    [
+        {"save_strategy": "epoch"},
+        {"save_strategy": "best", "eval_strategy": "epoch", "metric_for_best_model": "loss"},
+    ],
+)
+def test_checkpoints_that_are_not_written_by_steps(tmp_path: Path, when: dict[str, Any]) -> None:
+    whole, net = TempBalanceTrainerCallback(every=3), model()
+    epoch = -(-len(Tokens()) // 4)
+    trainer(tmp_path / "a", net, 2 * epoch, whole, **when).train()
+    checkpoint = tmp_path / "a" / f"checkpoint-{epoch}"
+    again, net2 = TempBalanceTrainerCallback(every=3), model()
+    t = trainer(tmp_path / "b", net2, 2 * epoch, again, **when)
+    t.train(resume_from_checkpoint=str(checkpoint))
+    assert again.hooks is not None and whole.hooks is not None
+    assert again.hooks.balancer.state_dict() == whole.hooks.balancer.state_dict()
+    assert torch.equal(weights(net2), weights(net))
+
+
+def test_all_ranks_share_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model that callbacks are given has lost the wrapper that would tell."""
+    ranks: Any = SimpleNamespace(world_size=2)
+    assert huggingface._ranks(ranks) is None  # no process group
+    monkeypatch.setattr(huggingface.dist, "is_initialized", lambda: True)
+    assert huggingface._ranks(ranks) is huggingface.dist.group.WORLD
+    assert huggingface._ranks(SimpleNamespace(world_size=1)) is None  # type: ignore[arg-type]
 
 
 def test_checkpoint_without_the_callback_is_continued(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+import torch.distributed as dist
 from torch import nn
 from torch.optim import Optimizer
 
@@ -67,7 +68,7 @@ class TempBalanceTrainerCallback(TrainerCallback):
     ) -> None:
         assert model is not None
         saved = _saved_state(state)
-        options = {**self.options, "every": self.every}
+        options = {"process_group": _ranks(args), **self.options, "every": self.every}
         self.hooks = StepHooks(_innermost(optimizer), model, begin=saved is None, **options)
         if saved is not None:
             self.hooks.load_state_dict(saved)
@@ -82,7 +83,22 @@ class TempBalanceTrainerCallback(TrainerCallback):
         if self.hooks.balancer.measurements != self._logged:
             self._logged = self.hooks.balancer.measurements
             self._log(state)
-        if control.should_save:
+        self._keep(state, control)
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._keep(state, control)
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        # With save_strategy="best" the Trainer decides to save only after this.
+        self._keep(state, control, whatever=args.save_strategy == "best")
+
+    def _keep(self, state: TrainerState, control: TrainerControl, whatever: bool = False) -> None:
+        """The state as it is now goes into the checkpoint that may follow."""
+        if self.hooks is not None and (control.should_save or whatever):
             kept: dict[str, Any] = state.stateful_callbacks  # type: ignore[assignment]
             kept[_KEY] = self.hooks.state_dict()
 
@@ -107,6 +123,13 @@ class TempBalanceTrainerCallback(TrainerCallback):
     ) -> None:
         if self.hooks is not None:
             self.hooks.detach()
+
+
+def _ranks(args: TrainingArguments) -> dist.ProcessGroup | None:
+    """All ranks: callbacks are given the model without the wrapper that would tell."""
+    if args.world_size > 1 and dist.is_available() and dist.is_initialized():
+        return dist.group.WORLD
+    return None
 
 
 def _saved_state(state: TrainerState) -> Mapping[str, Any] | None:
