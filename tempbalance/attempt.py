@@ -31,6 +31,7 @@ class Method:
     fit: Fit
     min_eigs: int
     budget: int
+    keep_spectra: bool = False
 
     @property
     def options(self) -> dict[str, Any]:
@@ -62,9 +63,15 @@ class Result:
 
 
 def attempt(
-    layers: Sequence[Layer], method: Method, group: dist.ProcessGroup | None = None
+    layers: Sequence[Layer],
+    method: Method,
+    group: dist.ProcessGroup | None = None,
+    raises: bool = False,
 ) -> Result:
     """Measure layers; if that fails, one by one.
+
+    Args:
+        raises: do not go on one by one; for weights that are read together with other ranks.
 
     Raises:
         Exception: whatever went wrong, with a group, on all of its ranks.
@@ -74,7 +81,7 @@ def attempt(
     try:
         return Result(measure(layers, **method.options, group=group))
     except Exception as error:
-        if group is not None:
+        if group is not None or raises:
             raise
         logger.warning("measuring failed (%r); trying layer by layer", error)
     records: list[LayerRecord] = []

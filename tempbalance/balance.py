@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ from tempbalance.overhead import Interval
 from tempbalance.pending import Pending
 from tempbalance.powerlaw import Fit, Hill
 from tempbalance.ramp import Ramp
-from tempbalance.ranks import found_group, side_group
+from tempbalance.ranks import found_group, sharded, side_group
 from tempbalance.savings import Ages, Savings
 from tempbalance.units import Unit, multipliers
 
@@ -219,8 +220,21 @@ class Balancer:
 
     def theory_marks(self) -> tuple[list[str], list[str]]:
         """Over-trained and under-trained layers; see :func:`tempbalance.marks.theory_marks`."""
-        self.refresh()
-        return theory_marks(self.layers, self._alphas, self._method)
+        return theory_marks(self._present(), self._alphas, self._method)
+
+    @property
+    def sharded(self) -> bool:
+        """Whether weights are sharded, so that reading them takes every rank."""
+        return sharded(self._present())
+
+    def spectra(self) -> Result:
+        """All layers measured now, by this process alone, with their eigenvalues.
+
+        A layer that cannot be measured is left out. Sharded weights need every rank, and raise
+        what goes wrong: ranks that went on one by one would wait for each other in vain.
+        """
+        method = replace(self._method, keep_spectra=True)
+        return attempt(self._present(), method, raises=self._group is not None and self.sharded)
 
     # --- the clock -----------------------------------------------------------------------------
 
@@ -374,11 +388,16 @@ class Balancer:
         self._interval.took_effect(self._group, pending.seconds, near)
 
     def _trainable(self) -> list[Layer]:
+        return [layer for layer in self._present() if layer.trainable]
+
+    def _present(self) -> tuple[Layer, ...]:
+        """The layers, looked for again where a weight was parametrized, pruned or removed."""
         try:
-            return [layer for layer in self.layers if layer.trainable]
-        except (KeyError, AttributeError):  # a weight was parametrized, pruned or removed
+            for layer in self.layers:
+                layer.tensors()
+        except (KeyError, AttributeError):
             self.refresh()
-            return [layer for layer in self.layers if layer.trainable]
+        return self.layers
 
     def _side_group(self) -> dist.ProcessGroup | None:
         """The group of the background's exchanges; every rank comes here at the same tick."""

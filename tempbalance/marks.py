@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 
-from tempbalance.attempt import Method
+from tempbalance.attempt import Method, attempt
+from tempbalance.checks import some
 from tempbalance.layers import Layer, random_twin
-from tempbalance.measure import measure
+
+logger = logging.getLogger("tempbalance")
 
 # Alphas of random layers of different shapes differ by about so much.
 _MARGIN = 0.1
@@ -20,15 +23,21 @@ def theory_marks(
     Over-trained: alpha under 2, and under that of a random matrix of the same shape by more
     than the margin (small windows read just under 2 at random). Under-trained: alpha within
     the margin of the random one. The margin is 0.1. Random matrices are drawn from a
-    generator of their own.
+    generator of their own. A layer whose random matrix cannot be measured has no mark.
 
     Source: Martin and Mahoney (2021), JMLR 22 (165); Prakash and Martin on anti-grokking.
     """
     known = [layer for layer in layers if alphas.get(layer.name) is not None]
-    records = measure([random_twin(layer) for layer in known], **method.options)
+    result = attempt([random_twin(layer) for layer in known], method)
+    if result.failures:
+        logger.warning(
+            "TempBalance: theory has no mark for %s: measuring a random matrix failed (%s)",
+            *(some(list(result.failures)), next(iter(result.failures.values()))),
+        )
+    baselines = {record.name: record.alpha for record in result.records}
     over, under = [], []
-    for layer, record in zip(known, records, strict=True):
-        alpha, baseline = alphas[layer.name], record.alpha
+    for layer in known:
+        alpha, baseline = alphas[layer.name], baselines.get(layer.name)
         if alpha is None or baseline is None:
             continue
         if alpha < min(2.0, baseline - _MARGIN):

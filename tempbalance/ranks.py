@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from tempbalance.layers import Layers
+from tempbalance.layers import Layer, Layers
 
 
 def found_group(model: nn.Module, found: Layers) -> dist.ProcessGroup | None:
@@ -18,8 +18,12 @@ def found_group(model: nn.Module, found: Layers) -> dist.ProcessGroup | None:
     for module in model.modules():
         if isinstance(module, nn.parallel.DistributedDataParallel):
             return module.process_group
-    sharded = any(hasattr(p, "full_tensor") for x in found.layers for p in x.tensors())
-    return dist.group.WORLD if sharded else None
+    return dist.group.WORLD if sharded(found.layers) else None
+
+
+def sharded(layers: Iterable[Layer]) -> bool:
+    """Whether reading one of these takes several ranks."""
+    return any(hasattr(p, "full_tensor") for layer in layers for p in layer.tensors())
 
 
 def collective_device(group: dist.ProcessGroup, near: Iterable[Tensor] = ()) -> torch.device:

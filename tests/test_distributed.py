@@ -68,6 +68,13 @@ def test_fsdp2_measures_gathered_weights(tmp_path: Path) -> None:
     assert a["alphas"] != a["first"]
 
 
+def test_spectra_of_sharded_weights(tmp_path: Path) -> None:
+    """A rank that fails does not go on alone, where it would wait for the others."""
+    a, b = run("spectra_fsdp2", tmp_path)
+    assert a["kept"] == b["kept"] and len(a["kept"]) == 4
+    assert (a["error"], b["error"]) == (None, "OutOfMemoryError: no room")
+
+
 def test_measured_in_the_background(tmp_path: Path) -> None:
     """As measured at ticks 3, 6 and 9, two ticks later; saved by one rank in between."""
     a, b = run("background", tmp_path)

@@ -53,7 +53,7 @@ ALLOWED: dict[str, set[str]] = {
     "pending": {"attempt", "background", "sketch"},
     "ramp": set(),
     "messages": {"attempt", "checks"},
-    "marks": {"attempt", "measure", "layers"},
+    "marks": {"attempt", "checks", "layers"},
     "balance": {
         *("measure", "assign", "layers", "farms", "powerlaw", "ranks", "overhead", "units"),
         *("checks", "attempt", "background", "pending", "savings", "marks"),

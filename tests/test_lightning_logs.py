@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,18 @@ import torch
 
 pytest.importorskip("lightning.pytorch")
 
+import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ModelCheckpoint, StochasticWeightAveraging
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from lightning_modules import Plain, loader
 from test_lightning import cosine, trainer
 from torch import nn
+from torch.nn.utils import parametrize, prune
 
+from tempbalance import BalanceWarning, marks
 from tempbalance.integrations import _lightning_logs
 from tempbalance.integrations.lightning import TempBalanceCallback
+from tempbalance.layers import random_twin
 from tempbalance.run_files import read_run
 
 pytestmark = pytest.mark.filterwarnings(
@@ -78,6 +83,48 @@ def test_spectra_after_weight_averaging_has_taken_over(tmp_path: Path) -> None:
     t = trainer(tmp_path, TempBalanceCallback(), swa, logger=CSVLogger(tmp_path))
     t.fit(Plain(cosine), loader())
     assert set(read_run(t.log_dir).spectra[1]) == {"net.0", "net.3", "net.8", "net.10"}
+
+
+class Unreadable(nn.Module):
+    """A parametrization that from the start of training on fails outside of its steps."""
+
+    training_began = False
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        if self.training_began and not torch.is_grad_enabled():
+            raise RuntimeError("no room")
+        return weight.clone()
+
+
+def test_a_layer_that_cannot_be_read_is_left_out_of_the_spectra(
+    tmp_path: Path, caplog: Any
+) -> None:
+    class Begins(pl.Callback):
+        def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+            pl_module.net[3].parametrizations.weight[0].training_began = True
+
+    model = Plain(cosine)
+    parametrize.register_parametrization(model.net[3], "weight", Unreadable())
+    t = trainer(tmp_path, Begins(), TempBalanceCallback(), logger=CSVLogger(tmp_path))
+    with pytest.warns(BalanceWarning, match="'net.3' could not be measured"):
+        t.fit(model, loader())
+    assert t.state.finished
+    for spectra in read_run(t.log_dir).spectra:
+        assert set(spectra) == {"net.0", "net.8", "net.10"}
+    texts = [text for text in warned(caplog) if " is without " in text]
+    assert [text.split()[1] for text in texts] == ["esd_first.npz", "esd_last.npz"]
+    assert all("without net.3, which could not be measured" in text for text in texts)
+    assert "no room" in texts[0]
+
+
+def test_spectra_of_a_weight_that_is_pruned_after_the_last_measurement(tmp_path: Path) -> None:
+    class Prunes(pl.Callback):
+        def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+            prune.l1_unstructured(pl_module.net[3], "weight", 0.1)
+
+    t = trainer(tmp_path, TempBalanceCallback(), Prunes(), epochs=1, logger=CSVLogger(tmp_path))
+    t.fit(Plain(cosine), loader())
+    assert set(read_run(t.log_dir).spectra[1]) == {"net.0", "net.8", "net.10"}
 
 
 @pytest.mark.parametrize("options", [{"fast_dev_run": True}, {"limit_train_batches": 0}])
@@ -171,6 +218,26 @@ def test_theory_warnings(tmp_path: Path, caplog: Any) -> None:
     assert "over-training" in over and "net.3." in over
     assert "under-training" in under and "net.3" not in under
     assert under.count("net.") == 5 and "more. Train longer" in under
+
+
+def test_a_mark_that_cannot_be_measured_ends_no_fit(
+    tmp_path: Path, caplog: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_room() -> Any:
+        raise torch.OutOfMemoryError("no room")
+
+    def twin(layer: Any) -> Any:
+        return replace(layer, _read=no_room) if layer.name == "net.3" else random_twin(layer)
+
+    monkeypatch.setattr(marks, "random_twin", twin)
+    t = trainer(tmp_path, TempBalanceCallback(), epochs=2)
+    t.fit(marked(7), loader())
+    assert t.state.finished
+    failed, left_out, under = warned(caplog)
+    assert "trying layer by layer" in failed
+    assert "no mark for net.3: measuring a random matrix failed" in left_out
+    assert "no room" in left_out
+    assert "under-training" in under, "the others have theirs"
 
 
 @pytest.mark.parametrize(

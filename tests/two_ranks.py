@@ -82,6 +82,32 @@ def fsdp2(rank: int) -> dict[str, Any]:
     }
 
 
+def spectra_fsdp2(rank: int) -> dict[str, Any]:
+    """Read together, computed by each rank alone; the second one fails at the second time."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    model = net()
+    model[1], model[4] = nn.Identity(), nn.Identity()
+    fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
+    balancer = tb.Balancer(model)
+    records = balancer.spectra().records
+    kept = {r.name: len(r.eigenvalues) for r in records if r.eigenvalues is not None}
+    whole = engine.spectra
+
+    def failing(*arguments: Any) -> Any:
+        if rank == 1:
+            raise torch.OutOfMemoryError("no room")
+        return whole(*arguments)
+
+    engine.spectra = failing
+    try:
+        balancer.spectra()
+    except Exception as error:
+        return {"kept": kept, "error": f"{type(error).__name__}: {error}"}
+    return {"kept": kept, "error": None}
+
+
 def background(rank: int) -> dict[str, Any]:
     """Measured beside the training; one rank alone saves in the middle, and all resume from it."""
     from tempbalance.layers import find_layers
@@ -310,6 +336,7 @@ def lightning_fsdp2(rank: int) -> dict[str, Any]:
 CASES = {
     "ddp": ddp,
     "fsdp2": fsdp2,
+    "spectra_fsdp2": spectra_fsdp2,
     "background": background,
     "background_fsdp2": background_fsdp2,
     "background_failure": background_failure,

@@ -17,7 +17,7 @@ import numpy as np
 
 from tempbalance import history
 from tempbalance.balance import Balancer
-from tempbalance.measure import LayerRecord, measure
+from tempbalance.measure import LayerRecord
 from tempbalance.run_files import Run, read_run
 
 logger = logging.getLogger("tempbalance")
@@ -98,28 +98,29 @@ class RunLog:
     ) -> None:
         """Eigenvalues of every layer, written by rank 0; sharded weights need every rank.
 
+        Layers that cannot be measured are left out.
+
         Args:
             keep: leave a file that is there already as it is.
         """
         if not (self.esd and trainer.loggers) or trainer.fast_dev_run:
             return
-        sharded = _sharded(balancers)
-        kept = (
-            keep and self._folder is not None and (self._folder / history.ESD_FILES[last]).exists()
-        )
-        if not sharded and (kept or self._folder is None):
+        together = any(balancer.sharded for balancer in balancers)
+        file = history.ESD_FILES[last]
+        kept = keep and self._folder is not None and (self._folder / file).exists()
+        if not together and (kept or self._folder is None):
             return
-        records = []
-        for balancer in balancers:
-            records += measure(
-                balancer.layers,
-                windows=balancer.windows,
-                fit=balancer.fit,
-                min_eigs=balancer.min_eigs,
-                budget=balancer.budget,
-                keep_spectra=True,
+        results = [balancer.spectra() for balancer in balancers]
+        if self._folder is None or kept:
+            return
+        failures = {name: error for result in results for name, error in result.failures.items()}
+        if failures:
+            logger.warning(
+                "TempBalance: %s is without %s, which could not be measured (%s)",
+                *(file, _some(list(failures)), next(iter(failures.values()))),
             )
-        if records and self._folder is not None and not kept:
+        records = [record for result in results for record in result.records]
+        if records:
             history.save_esd(self._folder, records, last)
 
     def interrupted(self, trainer: Any, balancers: Sequence[Balancer]) -> None:
@@ -182,11 +183,6 @@ def _folder(trainer: Any) -> Path | None:
     # The save_dir of a WandbLogger holds all runs.
     version = first.version if isinstance(first.version, str) else f"version_{first.version}"
     return Path(first.save_dir or trainer.default_root_dir) / str(first.name) / version
-
-
-def _sharded(balancers: Sequence[Balancer]) -> bool:
-    layers = (layer for balancer in balancers for layer in balancer.layers)
-    return any(hasattr(p, "full_tensor") for layer in layers for p in layer.tensors())
 
 
 def _to_wandb(wandb_logger: Any, folder: Path) -> None:
