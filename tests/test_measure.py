@@ -654,7 +654,10 @@ os._exit(0)
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["replicated", "fsdp"])
 def test_two_ranks_share_the_work(tmp_path: Path, kind: str) -> None:
-    """The same records on each, bit for bit, and those of a single process."""
+    """The same records on each, bit for bit, and to rounding those of a single process.
+
+    Other jobs make other batches, and on some processors MKL rounds by the place in a batch.
+    """
     file = tmp_path / "worker.py"
     file.write_text(WORKER)
     processes = [
@@ -678,8 +681,9 @@ def test_two_ranks_share_the_work(tmp_path: Path, kind: str) -> None:
         found.append(json.loads(result.read_text()))
     assert found[0][0] == found[1][0]
     rows, alone, whole = found[0]
-    assert [row[3] for row in rows] == alone
-    assert whole == alone
+    expected = np.array(alone, dtype=float)  # None becomes NaN
+    for alphas in ([row[3] for row in rows], whole):
+        np.testing.assert_allclose(np.array(alphas, dtype=float), expected, rtol=1e-6)
     outcomes = [row[2] for row in rows]
     assert outcomes.count("non-finite") == 1
     assert outcomes.count("no spread") == 1
