@@ -21,6 +21,8 @@ PAIRS = (
     ("tb_sigmoid", "tb"),
     ("farms_sigmoid", "farms"),
     *((f"{name}_rest", name) for name in METHODS),
+    ("farms_gentle", "farms"),
+    ("farms_gentle", "shuffled_gentle"),
 )
 # Beside each change of the sensitivity table stand these, at the same rate and seeds.
 _BESIDE = ("uniform", "farms_sigmoid", "shuffled", "pertype", "constant")
@@ -298,7 +300,7 @@ def _pairs(found: Cellwise) -> list[str]:
     if common in found.matched and votes < len(found.rates):
         rates.append((f"both at {common:g}, the rate of {votes} of {len(found.rates)}", common))
     lines: list[str] = []
-    methods = [n for n in (*METHODS, *WITHOUT_SPECTRAL) if n in found.rates]
+    methods = [n for n in (*METHODS, *WITHOUT_SPECTRAL, "farms_gentle") if n in found.rates]
     rivals = [n for n in RIVALS if n in found.rates]
     unit = "points" if found.cell.mode == "max" else "% of the other's mean error"
     for text, rate in rates:
