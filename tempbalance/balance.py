@@ -31,7 +31,7 @@ from tempbalance.overhead import Interval
 from tempbalance.pending import Pending
 from tempbalance.powerlaw import Fit, Hill
 from tempbalance.ramp import Ramp
-from tempbalance.ranks import found_group, sharded, side_group
+from tempbalance.ranks import found_group, sharded, side_group, world_size
 from tempbalance.savings import Ages, Savings
 from tempbalance.units import Unit, multipliers
 
@@ -168,6 +168,13 @@ class Balancer:
         self.layers = tuple(able[first : len(able) - 1 if self.skip_last else len(able)])
         group = self.process_group or found_group(self._model, self.found)
         self._group = group if group is not None and dist.get_world_size(group) > 1 else None
+        if group is None and self._interval.limit is not None and (ranks := world_size()) > 1:
+            self._messages.once(
+                "TempBalance: max_overhead depends on time, and nothing says which of the %d ranks "
+                "train one model: each measures when it sees fit, and replicas would drift apart. "
+                "Pass the model as DistributedDataParallel wraps it, or process_group",
+                ranks,
+            )
 
     def _excluded(self, layer: Layer) -> bool:
         return any(

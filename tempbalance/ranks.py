@@ -21,6 +21,11 @@ def found_group(model: nn.Module, found: Layers) -> dist.ProcessGroup | None:
     return dist.group.WORLD if sharded(found.layers) else None
 
 
+def world_size() -> int:
+    """Processes of this job; 1 without torch.distributed."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
 def sharded(layers: Iterable[Layer]) -> bool:
     """Whether reading one of these takes several ranks."""
     return any(hasattr(p, "full_tensor") for layer in layers for p in layer.tensors())

@@ -125,6 +125,9 @@ def test_a_snapshot_of_weights_that_are_gathered_just_now(tmp_path: Path) -> Non
 
 def test_ranks_agree_on_the_interval(tmp_path: Path) -> None:
     a, b = run("overhead", tmp_path)
+    assert a["quiet"] == []
+    assert len(a["told"]) == 1
+    assert "which of the 2 ranks train one model" in a["told"][0]
     assert a == b
     assert a["interval"] == 10 and a["measured"] == [0, 2, 12, 22]  # 1.1 / (1.1 + 9.9)
 

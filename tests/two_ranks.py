@@ -7,6 +7,7 @@ after gloo collectives (pytorch#190489), when all work is done.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 from pathlib import Path
@@ -245,13 +246,26 @@ def overhead(rank: int) -> dict[str, Any]:
         return whole(*arguments)
 
     engine.spectra = timed
+    said: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger("tempbalance").addHandler(handler)
     model = nn.parallel.DistributedDataParallel(net())
     balancer = tb.Balancer(model, every=2, max_overhead=0.1)
+    quiet = list(said)
+    tb.Balancer(model.module, every=2, max_overhead=0.1)
+    tb.Balancer(model.module, every=2)
+    told, said[:] = list(said), []
     balancer.begin()
     for _ in range(30):
         now[0] += 1.0
         balancer.step()
-    return {"interval": balancer.interval, "measured": balancer.measured_at}
+    return {
+        "interval": balancer.interval,
+        "measured": balancer.measured_at,
+        "quiet": quiet,
+        "told": told,
+    }
 
 
 def lightning(rank: int) -> dict[str, Any]:
