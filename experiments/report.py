@@ -331,12 +331,12 @@ def write(report: Report, out: Path) -> list[Path]:
 
 def write_study(folder: Path = RESULTS) -> list[Path]:
     """Write results.md beside the folder of the study's results, and its pictures; their paths."""
-    from experiments import study_pictures, study_table
+    from experiments import study_numbers, study_pictures, study_table
 
     images = folder.parent / "images"
     images.mkdir(parents=True, exist_ok=True)
     paths = [folder.parent / "results.md"]
-    found = [cell for cell in (study_table.read(c, folder) for c in CELLS.values()) if cell]
+    found = [cell for cell in (study_numbers.read(c, folder) for c in CELLS.values()) if cell]
     if found:
         paths += [images / "study.png", images / "study_rates.png"]
         study_pictures.overview(found, paths[1])

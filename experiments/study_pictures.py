@@ -8,7 +8,7 @@ from pathlib import Path
 from experiments.pictures import blank
 from experiments.study_cells import METHODS
 from experiments.study_files import mean_by_rate
-from experiments.study_table import Cellwise
+from experiments.study_numbers import Cellwise
 
 _METHOD, _CONTROL = "#1a73e8", "#80868b"
 

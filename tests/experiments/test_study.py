@@ -12,7 +12,7 @@ import torch
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from experiments import report, study, study_table, sweep
+from experiments import report, study, study_numbers, study_table, sweep
 from experiments.study_cells import CELLS, CONTROLS, METHODS, TUNING_SEED, VARIANTS, Cell
 from experiments.study_files import RESULTS, best_rate, load, mean_by_rate, save, widened
 from experiments.study_files import Run as StudyRun
@@ -142,7 +142,7 @@ def test_tables_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         ("pertype", 0.1, (1.0, 2.0, 3.0, 5.0)),
     )
     save(tmp_path / "toy.csv", runs)
-    found = study_table.read(TOY, tmp_path)
+    found = study_numbers.read(TOY, tmp_path)
     assert found is not None and found.complete and found.edges == []
     beside, *others = found.own
     assert beside.variant == "uniform" and beside.difference is not None
@@ -171,9 +171,41 @@ def test_tables_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert "Not run (no GPU was at hand): `python -m experiments.study cifar100_vgg16`" in whole
 
 
+def test_all_cells_beside_each_other_and_corrected_together(tmp_path: Path) -> None:
+    def cell(name: str, farms: tuple[float, ...]) -> study_numbers.Cellwise:
+        base = (1.0, 2.0, 2.0, 3.0)
+        save(
+            tmp_path / f"{name}.csv",
+            _toy(
+                ("uniform", 0.2, base),  # mean 2
+                ("uniform", 0.1, (1.0, 1.0, 1.0, 1.0)),
+                ("farms", 0.2, farms),
+                ("farms", 0.1, (1.5, 1.4, 1.3, 1.2)),
+                ("pertype", 0.2, (1.1, 1.9, 2.2, 2.8)),
+                ("pertype", 0.1, (1.0, 1.1, 0.9, 1.0)),
+            ),
+        )
+        found = study_numbers.read(dataclasses.replace(TOY, name=name), tmp_path)
+        assert found is not None
+        return found
+
+    first = cell("first", (0.9, 1.901, 1.899, 2.9))  # 5% better by 4 digits
+    second = cell("second", (0.9, 2.0, 1.8, 3.0))
+    assert [row.rate for row in first.level] == [0.1] * 3
+    text = study_table.overview([first, second])
+    own, level = (text.index(line) for line in text if line.endswith(":"))
+    row = next(line for line in text[own:level] if line.startswith("| farms"))
+    left, right = (part.strip() for part in row.split("|")[2:4])
+    assert left.startswith("**-5.00 (") and right.startswith("-3.75 (")
+    row = next(line for line in text[level:] if line.startswith("| farms"))
+    assert "+35.00" in row.split("|")[2]  # of uniform's mean at 0.1
+    assert "| uniform: rate, seeds | 0.1, 4 | 0.1, 4 |" in text[level:]
+    assert study_table.overview([first]) == []
+
+
 def test_equal_methods_do_not_differ_in_percent() -> None:
     # A mean of ratios would be +25%.
-    found = study_table.compare({0: 1.0, 1: 2.0}, {0: 2.0, 1: 1.0}, "min")
+    found = study_numbers.compare({0: 1.0, 1: 2.0}, {0: 2.0, 1: 1.0}, "min")
     assert found is not None and found.mean == 0.0
 
 
@@ -184,7 +216,7 @@ def test_an_unfinished_cell_says_so_and_has_no_p(tmp_path: Path) -> None:
         ("pertype", 0.2, (0.4, 0.9)),
     )
     save(tmp_path / "toy.csv", few)
-    found = study_table.read(TOY, tmp_path)
+    found = study_numbers.read(TOY, tmp_path)
     assert found is not None and not found.complete and found.matched == {}
     assert all(row.p is None for row in found.own)
     text = "\n".join(study_table.section(found))
@@ -195,7 +227,7 @@ def test_a_best_rate_at_an_edge_is_named(tmp_path: Path) -> None:
     runs = _toy(("uniform", 0.2, (1.0, 2.0)), ("farms", 0.2, (1.0, 2.0)))
     runs = [run for run in runs if (run.variant, run.rate) != ("farms", 0.1)]
     save(tmp_path / "toy.csv", runs)
-    found = study_table.read(TOY, tmp_path)
+    found = study_numbers.read(TOY, tmp_path)
     assert found is not None and found.edges == ["farms"]
     assert "edge of the rates that were tried: farms." in "\n".join(study_table.section(found))
 
@@ -210,7 +242,7 @@ def test_sensitivity_is_against_farms_on_the_same_seeds(tmp_path: Path) -> None:
         ("farms", 0.05, (1.0, 2.0)),
     )
     save(tmp_path / "toy.csv", runs)
-    found = study_table.read(cell, tmp_path)
+    found = study_numbers.read(cell, tmp_path)
     assert found is not None
     rows = {row.variant: row for row in found.extra}
     assert {name: row.n for name, row in rows.items()} == {"farms": 3, "uniform": 3, "farms x": 3}
