@@ -58,15 +58,19 @@ class Cellwise:
         """All at one rate: that of the rates tried by all at which uniform does best on test.
 
         Chosen with hindsight, in favour of uniform; free of which of two nearly equal rates a few
-        tuning seeds preferred. Empty while there is none.
+        tuning seeds preferred. Of equal ones the rate that is best on validation data. Empty while
+        there is none.
         """
         sign = -1.0 if self.cell.mode == "max" else 1.0
 
         def uniform(rows: list[Row]) -> float:
             values = next(row for row in rows if row.variant == "uniform").values.values()
-            return sign * statistics.mean(list(values)).mean if values else math.inf
+            # Rounded: equal accuracies of several seeds must tie.
+            return sign * round(statistics.mean(list(values)).mean, 6) if values else math.inf
 
-        return min(self.matched.values(), key=uniform, default=[])
+        return min(
+            self.matched.values(), key=uniform, default=[]
+        )  # the best on validation is first
 
     def pair(self, method: str, rival: str, rate: float | None = None) -> statistics.Paired | None:
         """A method against another in percent of the other's mean error, or in points.

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments import statistics
-from experiments.study_cells import CELLS, METHODS, VARIANTS, WITHOUT_SPECTRAL, Cell
+from experiments.study_cells import CELLS, METHODS, TUNING_SEED, VARIANTS, WITHOUT_SPECTRAL, Cell
 from experiments.study_files import RESULTS, Run, mean_by_rate
 from experiments.study_numbers import Cellwise, Row, read
 
@@ -167,7 +167,8 @@ def section(found: Cellwise) -> list[str]:
         lines += ["", f"At a rate far below the best, {cell.untuned:g}:", ""]
         lines += _short(cell, found.untuned, "uniform")
     if found.extra:
-        lines += ["", "Sensitivity: one change at a time, at uniform's best rate:", ""]
+        text = "Sensitivity: one change at a time, at uniform's best rate, on the same seeds:"
+        lines += ["", text, ""]
         lines += _short(cell, found.extra, "farms")
     return lines
 
@@ -181,7 +182,7 @@ def overview(cells: Sequence[Cellwise]) -> list[str]:
         "Each at its own best rate, against uniform at its own:": [
             {r.variant: r for r in found.own if r.rate == found.rates[r.variant]} for found in cells
         ],
-        "All at one rate a cell, the one at which uniform does best on test data:": [
+        "All at one rate a cell, that at which uniform does best on test data (a tie: held out):": [
             {row.variant: row for row in found.level} for found in cells
         ],
     }
@@ -224,8 +225,18 @@ def markdown(folder: Path = RESULTS) -> str:
         "# Results",
         "",
         "Made by `python -m experiments.report` from the files in [results/](results); the design, "
-        "written before the runs, is [study.md](study.md). To make any run again: `python -m "
-        "experiments.train` with the overrides in its line of the file.",
+        "written before the runs, is [study.md](study.md).",
+        "",
+        "To make any run again: `pip install '.[experiments]'`, then `python -m experiments.train` "
+        "with the overrides in its line of the file (quoted, where the shell reads brackets), at "
+        "the commit of the line if in doubt. On a processor of the same kind and the same torch "
+        "the result is the same to the last digit, elsewhere close to it ([study.md](study.md), "
+        "end). Darcy flow needs the small set of neuraloperator; a run without it says how to "
+        "fetch it.",
+        "",
+        "Columns of the files: `value`, `second` and `held_out` are the metric after the last "
+        "epoch on test data, on the second test set, and on validation data; `curve` is the "
+        f"latter by epoch; seeds from {TUNING_SEED} on are those that tune, and are in no table.",
     ]
     for name in ("conclusions.md", "bias.md"):
         if (folder / name).is_file():
@@ -239,8 +250,9 @@ def markdown(folder: Path = RESULTS) -> str:
         "both have, in percent of uniform's mean there; negative is better for an error, positive "
         "for an accuracy. Rows of different numbers of seeds are not to be compared with each "
         "other; the tables of pairs do that on shared seeds. The interval is a 95% t interval of "
-        "that row alone; p is corrected for all rows of its table (Holm), where its heading says "
-        "so. `wins`: pairs in which the method is better. `2nd test`: the same difference on the "
+        "that row alone; p is that of a paired t-test, corrected for all rows of its table (Holm) "
+        "where its heading says so. `wins`: pairs in which the method is better. `2nd test`: the "
+        "same difference on the "
         "second test set (for Darcy the same fields at 32x32: another resolution, not another "
         "sample); `held out`: on validation data. `measuring`: share of the time that measuring "
         "alphas took, on networks so small that the share says little about large ones. All "

@@ -51,11 +51,12 @@ class _Darcy(FieldDataModule):
 class DarcyNpz(_Darcy):
     """Darcy flow from `root`/`file`, an npz of x_train y_train x_test y_test [x_test_32 y_test_32].
 
-    x (N, s, s) of any type, y (N, s, s). `test_names` is ("test_16", "test_32"), or as many as
-    the file has, named by resolution. As in neuraloperator's own example the target is normalised
-    by one mean and spread and the input (0 or 1) is left as it is; `encode_input`, `pixelwise`
-    (a mean and spread a point) change that. Defaults: batch 32, a tenth of the training samples
-    for validation.
+    Or, where that is not there, from the files darcy_{train_16,test_16,test_32}.pt as
+    neuraloperator's `DarcyDataset` downloads them. x (N, s, s) of any type, y (N, s, s).
+    `test_names` is ("test_16", "test_32"), or as many as there are, named by resolution. As in
+    neuraloperator's own example the target is normalised by one mean and spread and the input (0
+    or 1) is left as it is; `encode_input`, `pixelwise` (a mean and spread a point) change that.
+    Defaults: batch 32, a tenth of the training samples for validation.
 
     Raises: FileNotFoundError saying what to fetch, ValueError for a damaged file or other arrays.
     Source: Zenodo record 12784353, the small set that neuraloperator ships.
@@ -87,20 +88,7 @@ class DarcyNpz(_Darcy):
 
     def read(self) -> tuple[Pair, dict[str, Pair]]:
         """Arrays of the file as float32 with a channel."""
-        if not self.path.exists():
-            raise FileNotFoundError(
-                f"no file {self.path}: it holds Zenodo record 12784353 (the small Darcy set of "
-                "neuraloperator) as np.savez arrays x_train, y_train, x_test, y_test and, if "
-                "there is a second resolution, x_test_32, y_test_32; set data.root to its "
-                "folder, or use data=darcy_generated, which needs no file"
-            )
-        try:
-            with np.load(self.path) as file:
-                arrays = {name: file[name] for name in file.files}
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-            raise ValueError(
-                f"{self.path} is truncated or no npz file ({error}): fetch it again"
-            ) from error
+        arrays = self._arrays()
         missing = [n for n in ("x_train", "y_train", "x_test", "y_test") if n not in arrays]
         if missing:
             raise ValueError(
@@ -121,6 +109,35 @@ class DarcyNpz(_Darcy):
             x, y = pair(part)
             tests[f"test_{x.shape[-1]}"] = (x, y)
         return pair("train"), tests
+
+    def _arrays(self) -> dict[str, np.ndarray]:
+        if not self.path.exists():
+            return self._downloaded()
+        try:
+            with np.load(self.path) as file:
+                return {name: file[name] for name in file.files}
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            raise ValueError(
+                f"{self.path} is truncated or no npz file ({error}): fetch it again"
+            ) from error
+
+    def _downloaded(self) -> dict[str, np.ndarray]:
+        """The same arrays from neuraloperator's files."""
+        arrays: dict[str, np.ndarray] = {}
+        for part, name in (("train", "train_16"), ("test", "test_16"), ("test_32", "test_32")):
+            path = self.root / f"darcy_{name}.pt"
+            if path.exists():
+                pair = torch.load(path, weights_only=True)
+                arrays |= {f"x_{part}": pair["x"].numpy(), f"y_{part}": pair["y"].numpy()}
+            elif part != "test_32":
+                raise FileNotFoundError(
+                    f"no {path.name} and no {self.path.name} in {self.root}. Zenodo record "
+                    "12784353, the small Darcy set of neuraloperator, is fetched there by\n"
+                    '    python -c "from neuralop.data.datasets import DarcyDataset; '
+                    f"DarcyDataset('{self.root}', 1000, [50, 50], 10, [50, 50], 16)\"\n"
+                    "Or set data.root to a folder that has it; data=darcy_generated needs no file"
+                )
+        return arrays
 
 
 @dataclass(frozen=True)
