@@ -153,7 +153,7 @@ def section(found: Cellwise) -> list[str]:
         f"`python -m experiments.study {cell.name}`; {_made(found.runs)}. Differences in {unit}. "
         f"Uniform on validation data by rate: {_grid(found)}.",
         "",
-        "Each at its own best rate:",
+        "Each at its own best rate; the last rows are uniform at the rates beside its best:",
         "",
         *_table(cell, found.own),
     ]

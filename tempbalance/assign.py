@@ -43,6 +43,16 @@ class Assignment(Protocol):
         ...
 
 
+def check_assignment(name: str, value: object) -> None:
+    """Raises TypeError where an assignment is a name, a number or a class, not an object."""
+    if isinstance(value, type):
+        raise TypeError(f"{name} must be an object, got the class {value.__name__}: call it")
+    if not isinstance(value, Assignment):
+        raise TypeError(
+            f"{name} must be an assignment such as LinearMap() or SigmoidMap(), got {value!r}"
+        )
+
+
 class _Map:
     """The contract of the module, around a map of valid, not all equal alphas."""
 
@@ -190,6 +200,9 @@ class _Around:
 
     map: Assignment
 
+    def __post_init__(self) -> None:
+        check_assignment(f"{type(self).__name__}: map", self.map)
+
     @property
     def uses_alphas(self) -> bool:
         return self.map.uses_alphas
@@ -211,6 +224,7 @@ class Clipped(_Around):
     mads: float = 3.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _check_positive(self, mads=self.mads)
 
     def __call__(self, alphas: Alphas, kinds: Sequence[str] | None = None) -> Tensor:
@@ -329,6 +343,11 @@ class PerType:
     once = True
 
     def __post_init__(self) -> None:
+        if not isinstance(self.multipliers, Mapping):
+            raise TypeError(
+                'PerType takes multipliers by the name of a module\'s class, {"Conv2d": 0.5}, got '
+                f"{self.multipliers!r}"
+            )
         object.__setattr__(self, "multipliers", dict(self.multipliers))
         _check_positive(self, default=self.default, **self.multipliers)
 

@@ -17,10 +17,18 @@ import torch.distributed as dist
 from torch import nn
 
 from tempbalance import overhead
-from tempbalance.assign import Assignment, Clipped, LinearMap
+from tempbalance.assign import Assignment, Clipped, LinearMap, check_assignment
 from tempbalance.attempt import Method, Result, attempt, attempt_later
 from tempbalance.background import Job
-from tempbalance.checks import check_layers, check_options, check_version, nothing_to_balance
+from tempbalance.checks import (
+    check_engine,
+    check_flags,
+    check_layers,
+    check_options,
+    check_patterns,
+    check_version,
+    nothing_to_balance,
+)
 from tempbalance.farms import Farms, Windows
 from tempbalance.layers import Layer, Layers, find_layers
 from tempbalance.marks import theory_marks
@@ -82,6 +90,7 @@ class Balancer:
 
     Raises:
         ValueError: for an option out of range, or if no layer can be balanced.
+        TypeError: for an option of another kind, such as a class where an object is due.
 
     Attributes:
         records: the last record of each layer by name; empty before the first measurement.
@@ -118,8 +127,11 @@ class Balancer:
         max_overhead: float | None = None,
     ) -> None:
         check_options(every, start, stop, ramp, min_eigs, unit, delay)
-        if isinstance(exclude, str):
-            raise ValueError(f"exclude takes a list of patterns: exclude=[{exclude!r}]")
+        check_engine(windows, fit, budget)
+        check_assignment("assign", assign)
+        check_flags(skip_first=skip_first, skip_last=skip_last, normalize=normalize)
+        exclude = tuple(exclude) if isinstance(exclude, Iterator) else exclude
+        check_patterns(exclude)
         self.windows, self.fit = windows, fit
         self.assign = assign if clip is None else Clipped(assign, clip)
         self.every, self.start, self.stop, self.ramp = every, start, stop, ramp
@@ -164,6 +176,9 @@ class Balancer:
             and not self._excluded(layer)
             and (among is None or any(id(p) in among for p in layer.tensors()))
         ]
+        for pattern in self.exclude:
+            if not any(_matches(pattern, layer) for layer in self.found.layers):
+                self._messages.once(f"TempBalance: exclude={pattern!r} matches no layer")
         first = 1 if self.skip_first else 0
         self.layers = tuple(able[first : len(able) - 1 if self.skip_last else len(able)])
         group = self.process_group or found_group(self._model, self.found)
@@ -177,11 +192,7 @@ class Balancer:
             )
 
     def _excluded(self, layer: Layer) -> bool:
-        return any(
-            fnmatch.fnmatchcase(text, pattern)
-            for pattern in self.exclude
-            for text in (layer.name, layer.kind)
-        )
+        return any(_matches(pattern, layer) for pattern in self.exclude)
 
     # --- what it knows -------------------------------------------------------------------------
 
@@ -452,7 +463,8 @@ class Balancer:
         """Continue where :meth:`state_dict` left off; measures nothing.
 
         Raises:
-            ValueError: if the state is of another model or other options, naming what differs.
+            ValueError: if the state is of other layers, naming what differs. Other options than
+                those of the run that saved it (``assign``, ``every``, ...) hold from now on.
         """
         check_version(state, _VERSION)
         check_layers(state["layers"], self.layers)
@@ -467,3 +479,7 @@ class Balancer:
         self._ages.load_state_dict(state)
         self._interval.load_state_dict(state)
         self.records = {}
+
+
+def _matches(pattern: str, layer: Layer) -> bool:
+    return any(fnmatch.fnmatchcase(text, pattern) for text in (layer.name, layer.kind))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from tempbalance.layers import Layer, Layers
@@ -20,7 +20,7 @@ def check_options(
         ("min_eigs", min_eigs, 2),
         ("delay", delay, 0),
     ):
-        if not isinstance(value, int) or value < least:
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
     if stop is not None and not (isinstance(stop, int) and stop > start):
         raise ValueError(
@@ -33,6 +33,36 @@ def check_options(
         )
     if not callable(unit) and unit not in ("layer", "block", "type"):
         raise ValueError(f"unit must be 'layer', 'block', 'type' or a function, got {unit!r}")
+
+
+def check_engine(windows: Any, fit: Any, budget: Any) -> None:
+    """Raises TypeError where windows or fit are a name or a class; ValueError for the budget."""
+    if not isinstance(budget, int) or budget < 1:
+        raise ValueError(f"budget must be a number of bytes of at least 1, got {budget!r}")
+    _check_part("windows", windows, "Farms() or WholeMatrix()", hasattr(windows, "grid"))
+    _check_part("fit", fit, "Hill() or KSFit()", callable(fit))
+
+
+def _check_part(name: str, value: Any, examples: str, able: bool) -> None:
+    if isinstance(value, type):
+        raise TypeError(f"{name} must be an object, got the class {value.__name__}: call it")
+    if not able:
+        raise TypeError(f"{name} must be an object such as {examples}, got {value!r}")
+
+
+def check_patterns(exclude: Any) -> None:
+    """Raises unless these are patterns of layers: ValueError for a lone one, else TypeError."""
+    if isinstance(exclude, str):
+        raise ValueError(f"exclude takes a list of patterns: exclude=[{exclude!r}]")
+    if not (isinstance(exclude, Iterable) and all(isinstance(p, str) for p in exclude)):
+        raise TypeError(f"exclude takes a list of patterns (text) of layers, got {exclude!r}")
+
+
+def check_flags(**flags: Any) -> None:
+    """Raises TypeError for what is neither True nor False."""
+    for name, value in flags.items():
+        if not isinstance(value, bool):
+            raise TypeError(f"{name} must be True or False, got {value!r}")
 
 
 def check_version(state: Mapping[str, Any], version: int) -> None:
@@ -82,7 +112,8 @@ def nothing_to_balance(
             "no layer to balance: of the layers that can be measured none is left by the "
             f"options (min_eigs={min_eigs}, skip_first={skip_first}, "
             f"skip_last={skip_last}, exclude={list(exclude)}) or has parameters in the "
-            f"optimizer. Measurable layers and their numbers of eigenvalues: {small}"
+            f"optimizer. Measurable layers and their numbers of eigenvalues: {small}; "
+            "lower min_eigs to let small ones in"
         )
     reasons = "; ".join(f"{s.name}: {s.reason}" for s in found.skipped[:5])
     return f"no layer to balance: the model has no weight matrix ({reasons or 'no parameter'})"

@@ -69,7 +69,7 @@ def add_method(parser: argparse.ArgumentParser) -> None:
         help="layers whose weight is N projections in one, such as '*.qkv=3', or sizes "
         "'*.kv=512,64' (may be repeated)",
     )  # fmt: skip
-    group.add_argument("--memory", type=int, metavar="MIB", help="extra memory (default: 512)")
+    group.add_argument("--memory", type=int, metavar="MIB", help="extra memory (default: 1024)")
 
 
 def add_output(parser: argparse.ArgumentParser, what: str, sorts: Sequence[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import warnings
 
 from tempbalance.attempt import Result
@@ -12,6 +13,9 @@ logger = logging.getLogger("tempbalance")
 
 # As many layers that fail at once have a warning each.
 _WARNINGS = 5
+_LIBRARIES = frozenset(
+    ("tempbalance", "torch", "lightning", "pytorch_lightning", "transformers", "contextlib")
+)
 
 
 class BalanceWarning(UserWarning):
@@ -37,11 +41,9 @@ class Messages:
         new = [r for r in result.records if not r.outcome.measured and r.name not in self.named]
         self.named.update(result.failures, (r.name for r in new))
         if len(new) > _WARNINGS:
-            warnings.warn(
+            warn(
                 f"{len(new)} layers cannot be measured and keep their base learning rate: "
-                f"{some([r.name for r in new])}. The first: {new[0].message}",
-                BalanceWarning,
-                stacklevel=6,
+                f"{some([r.name for r in new])}. The first: {new[0].message}"
             )
             return
         for record in new:
@@ -55,4 +57,12 @@ class Messages:
 
 
 def _warn(text: str) -> None:
-    warnings.warn(f"{text}. It keeps its base learning rate.", BalanceWarning, stacklevel=7)
+    warn(f"{text}. It keeps its base learning rate.")
+
+
+def warn(text: str) -> None:
+    """Warn at the line that is neither ours nor of a library that called us."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back and frame.f_globals.get("__name__", "").split(".")[0] in _LIBRARIES:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(text, BalanceWarning, stacklevel=level)

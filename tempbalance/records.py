@@ -62,7 +62,10 @@ _MESSAGES = {
         "of its {eigenvalues} eigenvalues fewer than min_eigs={min_eigs} are not zero: the weight "
         "is close to low rank; look for dead channels, or lower min_eigs"
     ),
-    Outcome.ALL_ZERO: "every weight is zero; initialize it, or leave the layer out",
+    Outcome.ALL_ZERO: (
+        "every weight is zero. Where that is only its start (B of LoRA), it is measured once it is "
+        "not; else initialize it, or leave the layer out by exclude"
+    ),
     Outcome.NO_SPREAD: (
         "its eigenvalues are all equal (an identity or orthogonal initialization), so there is no "
         "tail to fit; train it first"

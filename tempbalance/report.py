@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from tempbalance.checks import check_engine
 from tempbalance.farms import Farms, Windows
 from tempbalance.layers import Skipped, find_layers
 from tempbalance.measure import (
@@ -171,7 +172,7 @@ def analyze(
 
     Raises:
         MeasurementError: with ``strict``, naming the layer, its shape and the cure.
-        TypeError: if ``model`` is not a module.
+        TypeError: if ``model`` is not a module, or windows or fit are not objects of their kind.
         ValueError: for ``min_eigs`` below 2, or a ``fused`` pattern that matches nothing.
 
     >>> report = analyze(nn.Linear(256, 64))
@@ -183,6 +184,7 @@ def analyze(
             f"analyze needs a torch.nn.Module, got {type(model).__name__}; to measure a state "
             "dict, load it into a model first (or use the command line: tempbalance analyze)"
         )
+    check_engine(windows, fit, budget)
     if min_eigs < 2:
         raise ValueError(f"min_eigs must be at least 2, got {min_eigs!r}")
     found = find_layers(model, fused)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import warnings
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
@@ -16,10 +15,12 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from tempbalance.assign import Assignment, LinearMap
-from tempbalance.balance import Balancer, BalanceWarning
+from tempbalance.balance import Balancer
+from tempbalance.checks import some
 from tempbalance.farms import Farms, Windows
 from tempbalance.groups import MARK, Grouping, check_optimizer, compare_groups, innermost, release
 from tempbalance.measure import DEFAULT_BUDGET
+from tempbalance.messages import warn
 from tempbalance.powerlaw import Fit, Hill
 from tempbalance.rates import Rate, Rates
 from tempbalance.schedules import check_scheduler, expand_scheduler, extend_scheduler
@@ -158,10 +159,10 @@ class TempBalanceLR(LRScheduler):
         self._hooks = [
             optimizer.register_load_state_dict_pre_hook(_before_load(weakref.ref(self))),
             optimizer.register_load_state_dict_post_hook(_after_load(weakref.ref(self))),
+            # A checkpoint holds optimizer and scheduler: both must know a new group, or neither.
+            optimizer.register_state_dict_pre_hook(_before_save(weakref.ref(self))),
+            optimizer.register_step_pre_hook(_before_step(weakref.ref(self))),
         ]
-        if base is not None:
-            hook = _before_step(weakref.ref(self))
-            self._hooks.append(optimizer.register_step_pre_hook(hook))
         setattr(optimizer, MARK, weakref.ref(self))
         self._base_steps = _steps_of(base)
         self._base_alone = False
@@ -195,15 +196,17 @@ class TempBalanceLR(LRScheduler):
 
     def get_last_lr(self) -> list[Rate]:
         """The rates in use, base times multiplier, a value a param group."""
+        self._take_in_new_groups()
         return self._rates.current()
 
     def get_base_lr(self) -> list[Rate]:
         """The rates of the base schedule, without multipliers, a value a param group."""
+        self._take_in_new_groups()
         return list(self._rates.base)
 
     def get_lr(self) -> list[Rate]:
         """As :meth:`get_last_lr`: nothing is computed here."""
-        return self._rates.current()
+        return self.get_last_lr()
 
     def step(  # type: ignore[override]
         self, metrics: Any = None, epoch: int | None = None
@@ -274,6 +277,7 @@ class TempBalanceLR(LRScheduler):
     @property
     def layer_rates(self) -> dict[str, float]:
         """The learning rate in use of every param group, by the group's name."""
+        self._take_in_new_groups()
         return {
             name: float(group["lr"])
             for name, group in zip(self.grouping.names, self.optimizer.param_groups, strict=True)
@@ -292,6 +296,7 @@ class TempBalanceLR(LRScheduler):
     @property
     def layer_groups(self) -> dict[str, str]:
         """The name of the first param group of every layer (that of its weight)."""
+        self._take_in_new_groups()
         out: dict[str, str] = {}
         for name, layers in zip(self.grouping.names, self.grouping.layers, strict=True):
             for layer in layers:
@@ -324,12 +329,10 @@ class TempBalanceLR(LRScheduler):
         self._base_steps = _steps_of(self.base)
         if not self._base_alone:
             self._base_alone = True
-            warnings.warn(
+            warn(
                 f"the base schedule ({type(self.base).__name__}) was stepped or loaded by itself. "
                 "Step and load the TempBalanceLR alone: it does the same to its base; stepping "
-                "both goes through the schedule twice as fast",
-                BalanceWarning,
-                stacklevel=3,
+                "both goes through the schedule twice as fast"
             )
         self._rates.put_back()
         self._scale()
@@ -374,6 +377,7 @@ class TempBalanceLR(LRScheduler):
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values: the balancer's and the base schedule's state, base rates, group names."""
+        self._take_in_new_groups()
         return {
             "tempbalance": _VERSION,
             "base": None if self.base is None else self.base.state_dict(),
@@ -390,7 +394,8 @@ class TempBalanceLR(LRScheduler):
         which must be loaded already, is then measured.
 
         Raises:
-            ValueError: if the state is of other layers, groups or another base, naming them.
+            ValueError: if the state is of other layers, groups or another base, naming them, or
+                is no state of a scheduler.
         """
         self._take_in_new_groups()
         if "tempbalance" not in state_dict:
@@ -422,6 +427,12 @@ class TempBalanceLR(LRScheduler):
             raise ValueError(
                 "the checkpoint holds the state of a schedule, but this scheduler has none: pass "
                 "that schedule as base"
+            )
+        if not state.keys() & {"last_epoch", "_schedulers", "_last_lr"}:
+            keys = some([str(key) for key in state]) or "none"
+            raise ValueError(
+                f"this is no scheduler's state: its keys are {keys}. Pass what "
+                "scheduler.state_dict() gave"
             )
         before = len(self.grouping.original)
         rates = state.get("_last_lr")
@@ -482,10 +493,22 @@ def _steps_of(base: Any) -> int:
 def _before_step(owner: weakref.ref[TempBalanceLR]) -> Any:
     def hook(*_: Any) -> None:
         scheduler = owner()
-        if scheduler is not None:
-            scheduler._look_after_base()
+        if scheduler is None:
+            return
+        if len(scheduler.optimizer.param_groups) != len(scheduler._rates.base):
+            scheduler._take_in_new_groups()
+        scheduler._look_after_base()
 
     return torch.compiler.disable(hook)
+
+
+def _before_save(owner: weakref.ref[TempBalanceLR]) -> Any:
+    def hook(*_: Any) -> None:
+        scheduler = owner()
+        if scheduler is not None:
+            scheduler._take_in_new_groups()
+
+    return hook
 
 
 def _before_load(owner: weakref.ref[TempBalanceLR]) -> Any:

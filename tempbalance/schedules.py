@@ -27,6 +27,10 @@ _PER_GROUP = (
 )
 
 
+# What OneCycleLR keeps in a group.
+_CYCLE = ("initial_lr", "max_lr", "min_lr")
+
+
 def expand_scheduler(scheduler: Any, source: Sequence[int], before: int) -> None:
     """Grow a scheduler's per-group lists, and those of the schedulers it holds, with the split.
 
@@ -52,22 +56,36 @@ def expand_scheduler(scheduler: Any, source: Sequence[int], before: int) -> None
 def extend_scheduler(scheduler: Any, groups: Sequence[Group], known: int) -> None:
     """Give param groups added behind the first ``known`` the schedule of the first group.
 
-    Their own rate is where they start: what a scheduler keeps in a group (``max_lr`` and the like)
-    or in a list of its own is copied from the first.
+    Their own rate is where they start: what a scheduler keeps in a group or in a list of its own
+    is copied from the first. Where that has a largest rate (OneCycleLR, CyclicLR), theirs is the
+    largest instead, and the others are in proportion.
     """
     for group in groups[known:]:
+        for key in _CYCLE if "max_lr" in groups[0] else ():
+            value = groups[0].get(key)
+            if value is not None:
+                group.setdefault(key, _in_proportion(value, group, groups[0]["max_lr"]))
         group.setdefault("initial_lr", _clone(group["lr"]))
         for key, value in groups[0].items():
             if key not in ("params", "name", "param_names"):
                 group.setdefault(key, _clone(value))
     for child in _children(scheduler):
         extend_scheduler(child, groups, known)
+    largest = scheduler.__dict__.get("max_lrs")
     for name in _PER_GROUP:
         values = scheduler.__dict__.get(name)
         if isinstance(values, list) and len(values) == known:
             own = {"base_lrs": "initial_lr", "_last_lr": "lr"}.get(name)
-            new = [_clone(g[own] if own else values[0]) for g in groups[known:]]
+            if largest and name in ("base_lrs", "max_lrs"):
+                new = [_in_proportion(values[0], g, largest[0]) for g in groups[known:]]
+            else:
+                new = [_clone(g[own] if own else values[0]) for g in groups[known:]]
             setattr(scheduler, name, values + new)
+
+
+def _in_proportion(value: Any, group: Group, largest: Any) -> Any:
+    """A rate of the first group, whose largest is given, for a group with its own."""
+    return value * (float(group["lr"]) / float(largest)) if float(largest) else _clone(value)
 
 
 def check_scheduler(scheduler: Any, groups: int) -> None:

@@ -40,7 +40,7 @@ ALLOWED: dict[str, set[str]] = {
         "sharing",
         "cuda_graphs",
     },
-    "report": {"measure", "layers", "farms", "powerlaw", "plots"},
+    "report": {"measure", "layers", "farms", "powerlaw", "plots", "checks"},
     "groups": {"layers", "readers"},
     "ranks": {"layers"},
     "sketch": {"layers", "spectrum"},

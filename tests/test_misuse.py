@@ -737,3 +737,60 @@ def test_two_trainings_in_two_threads() -> None:
     train(found, "b")
     train(found, "d")
     assert found["a"] == found["b"] and found["c"] == found["d"] and found["a"] != found["c"]
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "said"),
+    [
+        ({"windows": "farms"}, TypeError, r"windows must be an object such as Farms\(\).*'farms'"),
+        ({"windows": tb.Farms}, TypeError, "windows .* got the class Farms: call it"),
+        ({"fit": "hill"}, TypeError, r"fit must be an object such as Hill\(\)"),
+        ({"fit": tb.KSFit}, TypeError, "fit .* got the class KSFit: call it"),
+        ({"assign": "linear"}, TypeError, r"assign must be an assignment such as LinearMap\(\)"),
+        ({"assign": tb.LinearMap}, TypeError, "assign .* got the class LinearMap: call it"),
+        ({"exclude": None}, TypeError, "exclude takes a list of patterns"),
+        ({"exclude": [nn.Linear]}, TypeError, r"exclude takes a list of patterns \(text\)"),
+        ({"budget": 0}, ValueError, "budget must be a number of bytes of at least 1, got 0"),
+        ({"every": True}, ValueError, "every must be an integer of at least 1, got True"),
+        ({"normalize": "no"}, TypeError, "normalize must be True or False, got 'no'"),
+        ({"skip_first": "no"}, TypeError, "skip_first must be True or False"),
+    ],
+)
+def test_options_of_another_kind_are_refused_at_construction(
+    options: dict[str, Any], error: type[Exception], said: str
+) -> None:
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(error, match=said):
+        TempBalanceLR(optimizer, model, **options)
+    assert len(optimizer.param_groups) == 1
+    if options.keys() & {"windows", "fit", "budget"}:
+        with pytest.raises(error, match=said):
+            tb.analyze(model, **options)
+
+
+def test_assignments_around_others_want_one() -> None:
+    wrong: Any = 3
+    with pytest.raises(TypeError, match="Shuffled: map must be an assignment .* got 3"):
+        tb.Shuffled(wrong)
+    with pytest.raises(TypeError, match="PerType takes multipliers by the name .* got 0.5"):
+        tb.PerType(wrong / 6)
+
+
+def test_a_pattern_that_matches_nothing_is_named_once(caplog: pytest.LogCaptureFixture) -> None:
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scheduler = TempBalanceLR(optimizer, model, exclude=["nosuch.*", "Conv2d"])
+    scheduler.balancer.refresh()
+    said = [r.getMessage() for r in caplog.records if "matches no layer" in r.getMessage()]
+    assert said == ["TempBalance: exclude='nosuch.*' matches no layer"]
+
+
+def test_warnings_point_at_the_line_of_the_user() -> None:
+    model = net()
+    with torch.no_grad():
+        model[0].weight[0, 0] = math.nan
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.warns(tb.BalanceWarning, match="NaN") as caught:
+        TempBalanceLR(optimizer, model)
+    assert [warning.filename for warning in caught] == [__file__]

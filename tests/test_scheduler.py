@@ -274,6 +274,70 @@ def test_group_added_later_is_scheduled_and_balanced() -> None:
         ], base
 
 
+def test_group_added_since_the_last_step_is_saved_and_shown() -> None:
+    """A schedule that steps once an epoch, and a checkpoint in the middle of one."""
+    model = net()
+    head, body = list(model[10].parameters()), list(model[:10].parameters())
+
+    def build() -> tuple[torch.optim.Optimizer, TempBalanceLR]:
+        optimizer = torch.optim.SGD(body, lr=0.1, momentum=0.9)
+        return optimizer, TempBalanceLR(optimizer, model, SCHEDULES["cosine"](optimizer))
+
+    def add(optimizer: torch.optim.Optimizer) -> None:
+        optimizer.add_param_group({"params": head, "lr": 0.01})
+
+    optimizer, scheduler = build()
+    train_step(model, optimizer, 0)
+    add(optimizer)
+    assert list(scheduler.layer_groups) == ["0", "3", "8", "10"]
+    assert "10" in scheduler.summary()
+    for saves_optimizer_first in (True, False):
+        optimizer, scheduler = build()
+        add(optimizer)
+        if saves_optimizer_first:
+            state = [optimizer.state_dict(), scheduler.state_dict()]
+        else:
+            state = [scheduler.state_dict(), optimizer.state_dict()][::-1]
+        assert len(scheduler.get_base_lr()) == len(scheduler.get_last_lr()) == 4
+        other, loaded = build()
+        add(other)
+        other.load_state_dict(state[0])
+        loaded.load_state_dict(state[1])
+        assert rates(other) == rates(optimizer)
+    optimizer, scheduler = build()
+    add(optimizer)
+    train_step(model, optimizer, 0)
+    assert [g["name"] for g in optimizer.param_groups] == ["0", "3", "8", "10"]
+
+
+@pytest.mark.parametrize("base", ["onecycle", "cyclic"])
+def test_rate_of_an_added_group_is_the_largest_of_its_cycle(base: str) -> None:
+    model = net()
+    head, body = list(model[10].parameters()), list(model[:10].parameters())
+    optimizer = torch.optim.SGD(body, lr=0.1, momentum=0.9)
+    scheduler = TempBalanceLR(optimizer, model, SCHEDULES[base](optimizer), start=10**6)
+    optimizer.add_param_group({"params": head, "lr": 1e-3})
+    largest, pairs = 0.0, []
+    for i in range(8):
+        advance(scheduler, base, i)
+        *first, last = scheduler.get_base_lr()
+        pairs.append((float(first[0]), float(last)))
+        largest = max(largest, float(last))
+    assert 2e-4 < largest <= 1e-3 * (1 + 1e-9)
+    share = [last / first for first, last in pairs]
+    assert share == pytest.approx([share[0]] * len(share), rel=1e-6)
+
+
+def test_other_states_are_not_taken_for_a_schedule() -> None:
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scheduler = TempBalanceLR(optimizer, model, SCHEDULES["cosine"](optimizer))
+    whole = {"model": model.state_dict(), "scheduler": scheduler.state_dict()}
+    for state in (whole, optimizer.state_dict(), {}):
+        with pytest.raises(ValueError, match=r"no scheduler's state.*scheduler.state_dict\(\)"):
+            scheduler.load_state_dict(state)
+
+
 def test_summary_says_what_each_group_is_and_what_follows() -> None:
     model = net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

@@ -93,6 +93,8 @@ class TempBalanceCallback(pl.Callback):
                 f"every_n_steps, observe, log, esd, warn, "
                 + ", ".join(o for o in _OPTIONS if o != "every")
             )
+        if every_n_steps is not None and every_n_epochs != 1:
+            raise ValueError("give every_n_epochs or every_n_steps, not both")
         self.by_step = every_n_steps is not None
         self.every = every_n_steps or every_n_epochs
         # Lightning overwrites an attribute named ``log``.

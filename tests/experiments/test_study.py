@@ -144,7 +144,7 @@ def test_tables_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     save(tmp_path / "toy.csv", runs)
     found = study_numbers.read(TOY, tmp_path)
     assert found is not None and found.complete and found.edges == []
-    beside, *others = found.own
+    *others, beside = found.own
     assert beside.variant == "uniform" and beside.difference is not None
     assert (beside.rate, beside.difference.mean, beside.p) == (0.1, pytest.approx(-37.5), None)
     rows = {row.variant: row for row in others}
