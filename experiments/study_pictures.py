@@ -25,13 +25,25 @@ def overview(cells: Sequence[Cellwise], path: Path) -> None:
     for axis in axes[len(shown) :]:
         axis.axis("off")
     for axis, (found, rows) in zip(axes, shown, strict=False):
+        ends = [
+            abs(end)
+            for row in rows
+            if (d := row.difference) and row.variant != "uniform"
+            for end in (d.mean, d.low or 0.0, d.high or 0.0)
+        ]
+        reach = 1.1 * max(ends, default=0.0) or 1.0
         for y, row in enumerate(reversed(rows)):
             d = row.difference
             assert d is not None
             colour = _METHOD if row.variant.startswith(METHODS) else _CONTROL
+            if abs(d.mean) > reach:  # a rate far from the best would squeeze all the others
+                axis.text(reach, y, f"{d.mean:+.0f} >", fontsize=7, ha="right", va="center")
+                continue
             if d.low is not None and d.high is not None:
                 axis.plot([d.low, d.high], [y, y], color=colour, lw=2)
             axis.plot([d.mean], [y], "D", color=colour, ms=5)
+        axis.set_xlim(-reach, reach)
+        axis.set_ylim(-0.7, len(rows) - 0.3)
         axis.set_yticks(range(len(rows)), [f"{r.variant} {r.rate:g} (n={r.n})" for r in rows[::-1]])
         axis.axvline(0, color="black", lw=0.8)
         axis.grid(axis="x", alpha=0.3)
@@ -40,7 +52,8 @@ def overview(cells: Sequence[Cellwise], path: Path) -> None:
         if found.cell.mode == "min":
             better = "% of uniform's error, left is better"
         axis.set_xlabel(better, fontsize=7)
-        axis.set_title(found.cell.title, fontsize=9, loc="left")
+        title = found.cell.title + ("" if found.complete else " (not finished)")
+        axis.set_title(title, fontsize=9, loc="left")
     figure.savefig(path, dpi=130)
 
 
