@@ -178,7 +178,8 @@ def read(cell: Cell, folder: Path = RESULTS) -> Cellwise | None:
     for _, rate in [("uniform", best), *beside]:
         against = final(runs, "uniform", rate)
         same = rows([(name, rate) for name in cell.seeds], against) if against else []
-        if len(same) == len(cell.seeds):
+        whole = all(row.n >= cell.seeds[row.variant] for row in same)
+        if len(same) == len(cell.seeds) and (whole or rate == best):
             matched[rate] = _corrected(cell, same)
     untuned = []
     if cell.untuned is not None and (low := final(runs, "uniform", cell.untuned)):
