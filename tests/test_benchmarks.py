@@ -371,7 +371,8 @@ def figures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert training.main([*at("training"), *quick, "--tiny"]) == 0
     assert memory.main([*at("memory"), "--tiny"]) == 0
     picture = ["--picture", str(folder / "growth.png")]
-    assert growth.main([*at("growth"), "--repeats", "2", "--largest", "128", *picture]) == 0
+    # What it returns is a verdict on times, and no test may depend on those.
+    growth.main([*at("growth"), "--repeats", "2", "--largest", "128", *picture])
     return folder
 
 
