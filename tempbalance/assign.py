@@ -21,6 +21,8 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from tempbalance.kinds import check_kind
+
 Alphas = Tensor | Sequence[float]
 
 
@@ -45,12 +47,12 @@ class Assignment(Protocol):
 
 def check_assignment(name: str, value: object) -> None:
     """Raises TypeError where an assignment is a name, a number or a class, not an object."""
-    if isinstance(value, type):
-        raise TypeError(f"{name} must be an object, got the class {value.__name__}: call it")
-    if not isinstance(value, Assignment):
-        raise TypeError(
-            f"{name} must be an assignment such as LinearMap() or SigmoidMap(), got {value!r}"
-        )
+    check_kind(
+        name,
+        value,
+        isinstance(value, Assignment),
+        "an assignment such as LinearMap() or SigmoidMap()",
+    )
 
 
 class _Map:

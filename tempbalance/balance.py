@@ -25,8 +25,8 @@ from tempbalance.checks import (
     check_flags,
     check_layers,
     check_options,
-    check_patterns,
     check_version,
+    checked_patterns,
     nothing_to_balance,
 )
 from tempbalance.farms import Farms, Windows
@@ -130,14 +130,12 @@ class Balancer:
         check_engine(windows, fit, budget)
         check_assignment("assign", assign)
         check_flags(skip_first=skip_first, skip_last=skip_last, normalize=normalize)
-        exclude = tuple(exclude) if isinstance(exclude, Iterator) else exclude
-        check_patterns(exclude)
         self.windows, self.fit = windows, fit
         self.assign = assign if clip is None else Clipped(assign, clip)
         self.every, self.start, self.stop, self.ramp = every, start, stop, ramp
         self.skip_first, self.skip_last = skip_first, skip_last
         self.min_eigs, self.unit, self.normalize = min_eigs, unit, normalize
-        self.exclude = tuple(exclude)
+        self.exclude = checked_patterns(exclude)
         self.fused, self.budget = fused, budget
         self.process_group, self.delay = process_group, delay
         self.savings = Savings(moved, max_age, per_update)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from tempbalance.kinds import check_kind
 from tempbalance.layers import Layer, Layers
 from tempbalance.units import Unit
 
@@ -39,23 +40,20 @@ def check_engine(windows: Any, fit: Any, budget: Any) -> None:
     """Raises TypeError where windows or fit are a name or a class; ValueError for the budget."""
     if not isinstance(budget, int) or budget < 1:
         raise ValueError(f"budget must be a number of bytes of at least 1, got {budget!r}")
-    _check_part("windows", windows, "Farms() or WholeMatrix()", hasattr(windows, "grid"))
-    _check_part("fit", fit, "Hill() or KSFit()", callable(fit))
+    check_kind(
+        "windows", windows, hasattr(windows, "grid"), "an object such as Farms() or WholeMatrix()"
+    )
+    check_kind("fit", fit, callable(fit), "an object such as Hill() or KSFit()")
 
 
-def _check_part(name: str, value: Any, examples: str, able: bool) -> None:
-    if isinstance(value, type):
-        raise TypeError(f"{name} must be an object, got the class {value.__name__}: call it")
-    if not able:
-        raise TypeError(f"{name} must be an object such as {examples}, got {value!r}")
-
-
-def check_patterns(exclude: Any) -> None:
-    """Raises unless these are patterns of layers: ValueError for a lone one, else TypeError."""
+def checked_patterns(exclude: Any) -> tuple[str, ...]:
+    """Patterns of layers; raises ValueError for a lone one, TypeError for what is none."""
     if isinstance(exclude, str):
         raise ValueError(f"exclude takes a list of patterns: exclude=[{exclude!r}]")
-    if not (isinstance(exclude, Iterable) and all(isinstance(p, str) for p in exclude)):
+    patterns = tuple(exclude) if isinstance(exclude, Iterable) else (exclude,)
+    if not all(isinstance(pattern, str) for pattern in patterns):
         raise TypeError(f"exclude takes a list of patterns (text) of layers, got {exclude!r}")
+    return patterns
 
 
 def check_flags(**flags: Any) -> None:

@@ -423,16 +423,16 @@ class TempBalanceLR(LRScheduler):
         self._scale()
 
     def _adopt(self, state: Mapping[str, Any]) -> None:
-        if self.base is None:
-            raise ValueError(
-                "the checkpoint holds the state of a schedule, but this scheduler has none: pass "
-                "that schedule as base"
-            )
         if not state.keys() & {"last_epoch", "_schedulers", "_last_lr"}:
             keys = some([str(key) for key in state]) or "none"
             raise ValueError(
                 f"this is no scheduler's state: its keys are {keys}. Pass what "
                 "scheduler.state_dict() gave"
+            )
+        if self.base is None:
+            raise ValueError(
+                "the checkpoint holds the state of a schedule, but this scheduler has none: pass "
+                "that schedule as base"
             )
         before = len(self.grouping.original)
         rates = state.get("_last_lr")

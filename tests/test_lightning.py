@@ -570,6 +570,7 @@ def test_the_other_packages_callbacks_are_known(tmp_path: Path, caplog: Any) -> 
     [
         ({"every_n_epochs": 0}, ValueError, "every_n_epochs must be a positive"),
         ({"every_n_steps": 1.5}, ValueError, "every_n_steps"),
+        ({"every_n_epochs": 2, "every_n_steps": 3}, ValueError, "or every_n_steps, not both"),
         ({"log": "all"}, ValueError, "log must be"),
         ({"every": 3}, TypeError, "no option 'every'; there are every_n_epochs"),
         ({"alpha": 3}, TypeError, "no option 'alpha'"),

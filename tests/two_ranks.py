@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,19 @@ def _counted() -> list[int]:
 
     engine.spectra = counting
     return counts
+
+
+def _fail_from_now_on(here: bool, in_background: bool = False) -> None:
+    """Let this rank run out of memory, in the main thread too or beside the training alone."""
+    whole = engine.spectra
+
+    def failing(*arguments: Any) -> Any:
+        main = threading.current_thread() is threading.main_thread()
+        if here and not (main and in_background):
+            raise torch.OutOfMemoryError("no room")
+        return whole(*arguments)
+
+    engine.spectra = failing
 
 
 def ddp(rank: int) -> dict[str, Any]:
@@ -94,14 +108,7 @@ def spectra_fsdp2(rank: int) -> dict[str, Any]:
     balancer = tb.Balancer(model)
     records = balancer.spectra().records
     kept = {r.name: len(r.eigenvalues) for r in records if r.eigenvalues is not None}
-    whole = engine.spectra
-
-    def failing(*arguments: Any) -> Any:
-        if rank == 1:
-            raise torch.OutOfMemoryError("no room")
-        return whole(*arguments)
-
-    engine.spectra = failing
+    _fail_from_now_on(rank == 1)
     try:
         balancer.spectra()
     except Exception as error:
@@ -173,20 +180,11 @@ def background_fsdp2(rank: int) -> dict[str, Any]:
 
 
 def background_failure(rank: int) -> dict[str, Any]:
-    import threading
-
     model = nn.parallel.DistributedDataParallel(net())
     balancer = tb.Balancer(model, every=2, delay=1)
     balancer.begin()
     balancer.step()
-    whole = engine.spectra
-
-    def failing(*arguments: Any) -> Any:
-        if rank == 1 and threading.current_thread() is not threading.main_thread():
-            raise torch.OutOfMemoryError("no room")
-        return whole(*arguments)
-
-    engine.spectra = failing
+    _fail_from_now_on(rank == 1, in_background=True)
     balancer.step()
     try:
         balancer.step()
@@ -197,14 +195,7 @@ def background_failure(rank: int) -> dict[str, Any]:
 
 def failure(rank: int) -> dict[str, Any]:
     model = nn.parallel.DistributedDataParallel(net())
-    whole = engine.spectra
-
-    def failing(*arguments: Any) -> Any:
-        if rank == 1:
-            raise torch.OutOfMemoryError("no room")
-        return whole(*arguments)
-
-    engine.spectra = failing
+    _fail_from_now_on(rank == 1)
     try:
         tb.Balancer(model).begin()
     except Exception as error:
