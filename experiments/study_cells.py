@@ -196,7 +196,7 @@ _CELLS = (
     Cell(
         "darcy_fno_100",
         "Darcy flow, FNO, all data (900 samples)",
-        _darcy("fno", 1.0, 20, 0.125),
+        _darcy("fno", 1.0, 10, 0.125),
         _GRID[:6],
         _seeds(methods=6, first_controls=6, gentle=6),
         tuning_seeds=2,
