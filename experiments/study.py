@@ -33,6 +33,7 @@ from experiments import provenance, sweep
 from experiments.study_cells import (
     CELLS,
     COMMON,
+    LATE_SEEDS,
     TUNING_SEED,
     UNTUNED,
     UNTUNED_SEEDS,
@@ -47,9 +48,8 @@ _WIDER = 4
 
 def overrides(cell: Cell, variant: str, rate: float, seed: int) -> list[str]:
     """The overrides of `python -m experiments.train` that make this run."""
-    own = cell.extra.get(variant) or VARIANTS[variant]
     # Those of a variant come last: they may change what the cell says.
-    return [*cell.overrides, *COMMON, *own, f"optimizer.lr={rate:g}", f"seed={seed}"]
+    return [*cell.overrides, *COMMON, *cell.own(variant), f"optimizer.lr={rate:g}", f"seed={seed}"]
 
 
 # --- running -------------------------------------------------------------------------------------
@@ -117,7 +117,7 @@ class Study:
         self.path = path_of(cell, folder)
         self.runs = load(self.path)
         for run in self.runs.values():
-            known = run.variant in VARIANTS or run.variant in cell.extra
+            known = run.variant in {*VARIANTS, *cell.extra, *cell.late}
             if known and run.overrides.split() != overrides(cell, *run.key):
                 raise SystemExit(
                     f"{self.path}: {run.variant} at {run.rate:g}, seed {run.seed}, was run with "
@@ -172,6 +172,12 @@ class Study:
         uniform = best_rate(self.runs.values(), "uniform", self.cell.mode)
         wanted = [(name, uniform, seed) for seed in range(seeds) for name in self.cell.extra]
         self._run(wanted, "sensitivity")
+
+    def late(self) -> None:
+        """Run the variants that start late, at the cell's rate for them."""
+        cell = self.cell
+        wanted = [(name, cell.late_rate, s) for s in range(LATE_SEEDS) for name in cell.late]
+        self._run(wanted, "started late")
 
     def _tune(
         self, variants: Sequence[str], rates: list[float], seeds: Sequence[int]
@@ -229,6 +235,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("cells", nargs="*", choices=[*CELLS, []], help="default: list them")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
     parser.add_argument("--extra", type=int, metavar="SEEDS", help="sensitivity instead")
+    parser.add_argument("--late", action="store_true", help="the variants that start late instead")
     parser.add_argument("--neighbours", action="store_true", help="uniform beside its best alone")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results")
     chosen = parser.parse_args(arguments)
@@ -241,6 +248,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         study = Study(CELLS[name], chosen.jobs, chosen.results, console)
         if chosen.extra is not None:
             study.extra(chosen.extra)
+        elif chosen.late:
+            study.late()
         elif chosen.neighbours:
             study.neighbours()
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -48,6 +49,7 @@ GENTLE = ("farms_gentle", "shuffled_gentle")
 UNTUNED = ("uniform", "tb", "tb_sigmoid", "farms", "farms_sigmoid", "shuffled", "pertype",
            "constant")  # fmt: skip
 UNTUNED_SEEDS = 10
+LATE_SEEDS = 15
 CONTROLS = ("shuffled", "type_unit", "pertype", "constant", "reversed", "frozen")
 _FIRST = 4  # of these, which a method must beat
 
@@ -59,7 +61,9 @@ class Cell:
     ``rates``: the grid for uniform; ``seeds``: final seeds of each variant that is run;
     ``mode``: "max" where larger is better; ``gpu``: not to be run without one;
     ``untuned``: a rate far below the best, to see what a method does for a training that was
-    not tuned; ``extra``: variants of this cell alone, at uniform's rate, without tuning.
+    not tuned; ``extra``: variants of this cell alone, at uniform's rate, without tuning;
+    ``late``: variants that start after the first part of a training which they share with
+    uniform, at ``late_rate``.
     """
 
     name: str
@@ -72,6 +76,12 @@ class Cell:
     gpu: bool = False
     untuned: float | None = None
     extra: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    late: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    late_rate: float = math.nan
+
+    def own(self, variant: str) -> tuple[str, ...]:
+        """The overrides of a variant, of this cell or of all."""
+        return {**VARIANTS, **self.extra, **self.late}[variant]
 
 
 def _seeds(**groups: int) -> dict[str, int]:
@@ -150,6 +160,20 @@ def _sensitivity() -> dict[str, tuple[str, ...]]:
     return out
 
 
+def _late(start: int) -> dict[str, tuple[str, ...]]:
+    """Methods and controls that start at an epoch, and the two halves of what `frozen` does."""
+    at = f"+balance.start={start}"
+    pertype = "tuned.pertype.multipliers.SpectralConv"
+    out = {
+        f"late {name}": (*VARIANTS[name], at)
+        for name in ("farms", "farms_gentle", "shuffled", "reversed", "pertype")
+    }
+    for text, spectral, others in (("spectral 0.57", 0.57, 1.0), ("others 1.3", 1.0, 1.3)):
+        own = (f"{pertype}={spectral}", f"tuned.pertype.default={others}")
+        out[f"late {text}"] = (*VARIANTS["pertype"], at, *own)
+    return out
+
+
 _GRID = (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2, 6.4e-2)
 
 _CELLS = (
@@ -161,6 +185,8 @@ _CELLS = (
         _seeds(methods=30, rest=15, first_controls=30, controls=15),
         untuned=4e-3,
         extra=_sensitivity(),
+        late=_late(27),
+        late_rate=1.6e-2,
     ),
     Cell(
         "digits",

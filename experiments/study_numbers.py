@@ -46,6 +46,7 @@ class Cellwise:
     matched: dict[float, list[Row]]  # by rate: all variants at this one rate, uniform too
     untuned: list[Row]
     extra: list[Row]  # against farms
+    late: list[Row]  # against uniform at their rate
 
     @property
     def complete(self) -> bool:
@@ -192,6 +193,14 @@ def read(cell: Cell, folder: Path = RESULTS) -> Cellwise | None:
             few = [run for run in runs if run.seed in seeds]
             found = [final(few, name, best) for name in ("farms", *_BESIDE)]
             extra = [*(_row(cell, some, farms) for some in found if some), *extra]
+    late = []
+    if against := final(runs, "uniform", cell.late_rate):
+        late = rows([(name, cell.late_rate) for name in cell.late], against)
+        if late:
+            late = [
+                *rows([(name, cell.late_rate) for name in ("uniform", "frozen")], against),
+                *late,
+            ]
     return Cellwise(
         cell=cell,
         runs=runs,
@@ -201,4 +210,5 @@ def read(cell: Cell, folder: Path = RESULTS) -> Cellwise | None:
         matched=matched,
         untuned=untuned,
         extra=extra,
+        late=late,
     )

@@ -170,6 +170,12 @@ def section(found: Cellwise) -> list[str]:
         text = "Sensitivity: one change at a time, at uniform's best rate, on the same seeds:"
         lines += ["", text, ""]
         lines += _short(cell, found.extra, "farms")
+    if found.late:
+        text = (
+            f"Started after a third of the training, at {cell.late_rate:g}; up to there these runs "
+            "are those of uniform, so that smaller differences show (p not corrected):"
+        )
+        lines += ["", text, "", *_short(cell, found.late, "uniform")]
     return lines
 
 

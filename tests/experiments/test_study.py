@@ -32,7 +32,9 @@ def run_of(variant: str, rate: float, seed: int, value: float, **more: Any) -> S
 def test_every_run_of_every_cell_composes(name: str, tmp_path: Path) -> None:
     cell = CELLS[name]
     # All variants once, in the cell that has most of them.
-    some = [*cell.seeds, *cell.extra] if cell.extra else ["uniform", "farms_sigmoid"]
+    some = ["uniform", "farms_sigmoid"]
+    if cell.extra:
+        some = [*cell.seeds, *cell.extra, *cell.late]
     for variant in some:
         chosen = study.overrides(cell, variant, 0.0123, 7)
         cfg = sweep.compose([*chosen, f"outputs={tmp_path}", f"data_root={tmp_path}"])
@@ -252,6 +254,37 @@ def test_sensitivity_is_against_farms_on_the_same_seeds(tmp_path: Path) -> None:
     assert low is not None and low.mean == pytest.approx(-40.0)
     text = "\n".join(study_table.section(found))
     assert "difference from farms" in text and "far below the best, 0.05" in text
+
+
+def test_late_variants_are_against_uniform_at_their_rate(tmp_path: Path) -> None:
+    cell = dataclasses.replace(TOY, late={"late farms": ()}, late_rate=0.4)
+    runs = _toy(
+        ("uniform", 0.2, (1.0, 1.0)),
+        ("uniform", 0.4, (2.0, 2.0, 2.0)),
+        ("late farms", 0.4, (1.0, 1.5)),
+    )
+    save(tmp_path / "toy.csv", runs)
+    found = study_numbers.read(cell, tmp_path)
+    assert found is not None
+    assert {row.variant: row.n for row in found.late} == {"uniform": 3, "late farms": 2}
+    late = found.late[-1].difference
+    assert late is not None and late.mean == pytest.approx(-37.5)
+    assert "Started after a third of the training, at 0.4" in "\n".join(study_table.section(found))
+
+
+def test_late_variants_share_a_third_of_their_training_with_uniform() -> None:
+    cell = CELLS["darcy_fno_5"]
+    assert cell.late
+    for own in cell.late.values():
+        assert [text for text in own if text.startswith("+balance.start=")] == ["+balance.start=27"]
+    runs = load(RESULTS / "darcy_fno_5.csv")
+    late = [run for run in runs.values() if run.variant in {"frozen", *cell.late}]
+    assert late
+    for run in late:
+        if run.rate == cell.late_rate and run.seed < TUNING_SEED:
+            beside = runs["uniform", run.rate, run.seed].curve.split()
+            shared = sum(a == b for a, b in zip(beside, run.curve.split(), strict=True))
+            assert shared >= 3, run.key  # validated every 8 epochs, started after 27
 
 
 def test_committed_results_are_what_the_report_writes() -> None:
