@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -53,7 +53,8 @@ class Balancer:
 
     Args:
         model: the model, wrapped in whatever way.
-        parameters: balance only layers that have one of these parameters; default all.
+        parameters: balance only layers that have one of these parameters, or a function that
+            gives them, for those that change; default all.
         windows: which submatrices are measured.
         fit: the power-law fit.
         assign: alphas to multipliers.
@@ -101,7 +102,7 @@ class Balancer:
     def __init__(
         self,
         model: nn.Module,
-        parameters: Iterable[nn.Parameter] | None = None,
+        parameters: Iterable[nn.Parameter] | Callable[[], Iterable[nn.Parameter]] | None = None,
         *,
         windows: Windows = Farms(),
         fit: Fit = Hill(),
@@ -147,7 +148,8 @@ class Balancer:
         self._alphas: dict[str, float | None] = {}
         self._ramp = Ramp(ramp)
         self._messages = Messages()
-        self._among: set[int] | None = None
+        held = parameters if parameters is None or callable(parameters) else list(parameters)
+        self._parameters = held
         self._ages = Ages(self.savings)
         self._interval = Interval(every, max_overhead)
         self._job: Job[Result] | None = None  # the last one, be it dropped
@@ -155,18 +157,17 @@ class Balancer:
         self._side: tuple[dist.ProcessGroup, dist.ProcessGroup] | None = None
         self.found: Layers
         self.layers: tuple[Layer, ...]
-        self.refresh(parameters)
+        self.refresh()
         if not self.layers:
             raise ValueError(
                 nothing_to_balance(self.found, min_eigs, skip_first, skip_last, self.exclude)
             )
 
-    def refresh(self, parameters: Iterable[nn.Parameter] | None = None) -> None:
+    def refresh(self) -> None:
         """Look for layers again: the model, or the parameters to balance, have changed."""
         self.found = find_layers(self._model, self.fused)
-        if parameters is not None:
-            self._among = {id(p) for p in parameters}
-        among = self._among
+        held = self._parameters() if callable(self._parameters) else self._parameters
+        among = None if held is None else {id(p) for p in held}
         able = [
             layer
             for layer in self.found.layers
@@ -394,25 +395,37 @@ class Balancer:
         alphas |= {name: record.alpha for name, record in new.items()}
         self._alphas = {name: alphas.get(name) for name in names}
         self._ages.took(pending.chosen, pending.kept, pending.sketches)
-        active = self._trainable()
-        target = multipliers(
-            self.layers, active, self._alphas, self.assign, self.unit, self.normalize
-        )
-        self._ramp.aim(target, self._tick)
+        self._ramp.aim(self._assigned(), self._tick)
         self._measurements += 1
         near = [tensor for layer in self.layers for tensor in layer.tensors()]
         self._interval.took_effect(self._group, pending.seconds, near)
+
+    def _assigned(self) -> dict[str, float]:
+        """The multipliers that the alphas known now make."""
+        active = self._trainable()
+        return multipliers(
+            self.layers, active, self._alphas, self.assign, self.unit, self.normalize
+        )
 
     def _trainable(self) -> list[Layer]:
         return [layer for layer in self._present() if layer.trainable]
 
     def _present(self) -> tuple[Layer, ...]:
-        """The layers, looked for again where a weight was parametrized, pruned or removed."""
+        """The layers, looked for again where a module was exchanged, or its weight changed kind.
+
+        (parametrized, pruned or removed).
+        """
+        modules = {id(module) for module in self._model.modules()}
         try:
+            same = all(id(layer.module) in modules for layer in self.layers)
             for layer in self.layers:
                 layer.tensors()
         except (KeyError, AttributeError):
+            same = False
+        if not same:
+            before = [layer.name for layer in self.layers]
             self.refresh()
+            self._messages.lost(before, self.found, [layer.name for layer in self.layers])
         return self.layers
 
     def _side_group(self) -> dist.ProcessGroup | None:
@@ -451,6 +464,7 @@ class Balancer:
             "measurements": self._measurements,
             "alphas": dict(self._alphas),
             "reported": sorted(self._messages.named),
+            "options": self._options,
             "pending": None if self._pending is None else self._pending.plain(in_a_group),
             **self._ramp.state_dict(),
             **self._ages.state_dict(),
@@ -477,6 +491,22 @@ class Balancer:
         self._ages.load_state_dict(state)
         self._interval.load_state_dict(state)
         self.records = {}
+        self._apply_options(state.get("options", self._options))
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        """The options that make multipliers of alphas, to tell whether a state had others."""
+        unit = self.unit if isinstance(self.unit, str) else "function"
+        return {"assign": repr(self.assign), "unit": unit, "normalize": self.normalize}
+
+    def _apply_options(self, saved: Mapping[str, Any]) -> None:
+        """Options that are not those of the run that saved the state hold at once."""
+        outside = self._tick < self.start or (self.stop is not None and self._tick >= self.stop)
+        if outside:
+            self.cancel()
+            self._ramp.aim(dict.fromkeys(self._ramp.target, 1.0), self._tick)
+        elif self._measurements and saved != self._options:
+            self._ramp.aim(self._assigned(), self._tick)
 
 
 def _matches(pattern: str, layer: Layer) -> bool:

@@ -10,18 +10,17 @@ import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from tempbalance.layers import Layers, join, named_modules
+from tempbalance.rates import KEY
 from tempbalance.readers import is_norm
 
 Group = dict[str, Any]
-
-# The attribute of an optimizer that leads to what balances it.
-MARK = "_tempbalance"
 
 
 @dataclass(frozen=True)
@@ -243,10 +242,12 @@ class Grouping:
         sizes = [len(group["params"]) for group in state["param_groups"]]
         if sizes != [len(params) for params in self.original]:
             return False
+        if any(KEY in group for group in state["param_groups"]):
+            return False
         names = [group.get("name") for group in state["param_groups"]]
         now = [len(group["params"]) for group in self.optimizer.param_groups]
         # Where every group was one layer's already, only the names that it was given tell.
-        return sizes != now or (names == self.original_names and names != self.names)
+        return sizes != now or names == self.original_names
 
     def check(self, state: Mapping[str, Any]) -> None:
         """Refuse an optimizer's state dict that is not of these groups.
@@ -293,7 +294,7 @@ class Grouping:
 
 
 def check_optimizer(optimizer: Optimizer) -> None:
-    """Refuse kinds of optimizer that cannot have several groups.
+    """Refuse kinds of optimizer that cannot have several groups, and groups without a rate.
 
     Raises:
         ValueError: naming the kind and the cure.
@@ -304,6 +305,14 @@ def check_optimizer(optimizer: Optimizer) -> None:
             f"{type(optimizer).__name__} cannot have a learning rate per layer; use SGD, "
             "AdamW or another optimizer with param groups of its own"
         )
+    for i, group in enumerate(optimizer.param_groups):
+        rate = group.get("lr")
+        if isinstance(rate, bool) or not isinstance(rate, Real | Tensor):
+            raise ValueError(
+                f"param group {group.get('name', i)} of {type(optimizer).__name__} has the "
+                f"learning rate {rate!r}: there is nothing to multiply. Give the optimizer a rate "
+                "of its own (for Adafactor relative_step=False and lr=...)"
+            )
 
 
 def innermost(optimizer: Any) -> Any:
@@ -313,11 +322,9 @@ def innermost(optimizer: Any) -> Any:
     return optimizer
 
 
-def release(optimizer: Optimizer) -> None:
-    """Detach whatever balances an optimizer already: multipliers must not be put on twice."""
-    previous = getattr(optimizer, MARK, lambda: None)()
-    if previous is not None:
-        previous.detach()
+def parameters_of(optimizer: Optimizer) -> list[nn.Parameter]:
+    """All parameters of an optimizer, group by group."""
+    return [p for group in optimizer.param_groups for p in group["params"]]
 
 
 def compare_groups(saved: Sequence[str], here: Sequence[str]) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,16 +18,17 @@ from torch import nn
 from torch.optim import Optimizer
 
 from tempbalance.balance import Balancer
+from tempbalance.claims import claim, release, renounce
 from tempbalance.groups import (
-    MARK,
     Group,
     Host,
     check_optimizer,
     find_hosts,
     innermost,
+    parameters_of,
     partition,
-    release,
 )
+from tempbalance.messages import TAKEN_OVER, warn
 
 
 class StepHooks:
@@ -43,7 +45,8 @@ class StepHooks:
     Args:
         optimizer: any optimizer that takes param groups.
         model: the model whose parameters it holds.
-        every: optimizer steps between measurements (those that a GradScaler skips do not count).
+        every: optimizer steps between measurements. Those that a GradScaler skips do not count,
+            but with a fused optimizer, which skips them itself.
         begin: measure at once; not where a state is loaded next.
         options: as for :class:`~tempbalance.balance.Balancer`, with ``start``, ``stop``, ``ramp``
             and ``delay`` in optimizer steps.
@@ -65,11 +68,12 @@ class StepHooks:
         if not isinstance(optimizer, Optimizer):
             raise TypeError(f"optimizer must be a torch Optimizer, got {type(optimizer).__name__}")
         check_optimizer(optimizer)
-        release(optimizer)
         self.optimizer = optimizer
-        self.balancer = Balancer(model, self._parameters(), every=every, **options)
+        self.balancer = Balancer(model, partial(parameters_of, optimizer), every=every, **options)
+        if release(optimizer) is not None:
+            warn(TAKEN_OVER)
         self._model = model
-        self._known = len(self._parameters())
+        self._known = len(parameters_of(self.optimizer))
         self._hosts: dict[int, Host] = {}
         self._whole: list[Group] | None = None  # the user's groups, while a step runs
         self._parts: list[tuple[Group, Group]] = []  # (part, the user's group it is of)
@@ -83,7 +87,7 @@ class StepHooks:
             optimizer.register_load_state_dict_pre_hook(_calling(owner, "_restore")),
         ]
         # The optimizer keeps the object alive: its hooks are all that most users need of it.
-        setattr(optimizer, MARK, lambda: self)
+        claim(optimizer, lambda: self)
         if begin:
             self.balancer.begin()
 
@@ -94,17 +98,17 @@ class StepHooks:
 
     @property
     def multipliers(self) -> dict[str, float]:
-        """The multiplier of every balanced layer; all others have 1."""
-        return self.balancer.multipliers
+        """The multiplier of every balanced layer; all others have 1, as all have once detached."""
+        return self.balancer.multipliers if self._handles else {}
 
     def detach(self) -> None:
-        """Stop balancing."""
+        """Stop balancing: from here on every layer has its group's rate."""
         self._restore()
         self.balancer.cancel()
         for handle in self._handles:
             handle.remove()
-        if getattr(self.optimizer, MARK, lambda: None)() is self:
-            delattr(self.optimizer, MARK)
+        self._handles = []
+        renounce(self.optimizer, self)
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values by layer name."""
@@ -114,18 +118,15 @@ class StepHooks:
         """Continue where :meth:`state_dict` left off; measures nothing."""
         self.balancer.load_state_dict(state)
 
-    def _parameters(self) -> list[nn.Parameter]:
-        return [p for group in self.optimizer.param_groups for p in group["params"]]
-
     def _find_hosts(self) -> None:
         hosts = find_hosts(self._model, self.balancer.found)
         self._hosts = {id(p): host for host in hosts for p in host.parameters}
 
     def _before_step(self) -> None:
         self._restore()  # where the last step raised between the hooks
-        if len(self._parameters()) != self._known:  # a group was added
-            self.balancer.refresh(self._parameters())
-            self._known = len(self._parameters())
+        if len(parameters_of(self.optimizer)) != self._known:  # a group was added
+            self.balancer.refresh()
+            self._known = len(parameters_of(self.optimizer))
             self._find_hosts()
         multipliers = self.balancer.multipliers
         self._parts = []
@@ -137,8 +138,9 @@ class StepHooks:
                 if factor != 1.0:
                     part["lr"] = group["lr"] * factor
                 self._parts.append((part, group))
-        self._whole = self.optimizer.param_groups
-        self.optimizer.param_groups = [part for part, _ in self._parts]
+        # The list stays the same object: wrappers (SAM) share it with the optimizer inside.
+        self._whole = list(self.optimizer.param_groups)
+        self.optimizer.param_groups[:] = [part for part, _ in self._parts]
 
     def _after_step(self) -> None:
         # What an optimizer counts in its groups (and not in its state) is kept.
@@ -151,7 +153,7 @@ class StepHooks:
 
     def _restore(self) -> None:
         if self._whole is not None:
-            self.optimizer.param_groups = self._whole
+            self.optimizer.param_groups[:] = self._whole
         self._whole, self._parts = None, []
 
 

@@ -5,14 +5,21 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
+from collections.abc import Iterable
 
 from tempbalance.attempt import Result
 from tempbalance.checks import some
+from tempbalance.layers import Layers
 
 logger = logging.getLogger("tempbalance")
 
 # As many layers that fail at once have a warning each.
 _WARNINGS = 5
+TAKEN_OVER = (
+    "this optimizer was balanced already: what balanced it is detached now, and its layers have "
+    "the base rate or are balanced anew. To balance several models with one optimizer, pass them "
+    "together (torch.nn.ModuleList)"
+)
 _LIBRARIES = frozenset(
     ("tempbalance", "torch", "lightning", "pytorch_lightning", "transformers", "contextlib")
 )
@@ -48,6 +55,20 @@ class Messages:
             return
         for record in new:
             _warn(record.message)
+
+    def lost(self, before: Iterable[str], found: Layers, now: Iterable[str]) -> None:
+        """Warn of layers that were balanced before and are not among those now."""
+        left = set(now)
+        for name in before:
+            if name not in left and name not in self.named:
+                self.named.add(name)
+                why = "it is gone from the model"
+                if any(layer.name == name for layer in found.layers):
+                    why = "the optimizer does not hold its parameters"
+                parts = [s for s in found.skipped if s.name.startswith(f"{name}.")]
+                if parts:
+                    why = max(parts, key=lambda part: part.numel).reason
+                _warn(f"layer {name!r} can no longer be measured: {why}")
 
     def once(self, text: str, *values: float) -> None:
         """Log a warning that was not logged before, whatever its values."""

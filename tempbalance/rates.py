@@ -3,6 +3,8 @@
 Most schedules compute the next rate from ``group["lr"]``, so a multiplier left in it compounds.
 Here the base rates are put back before a schedule steps and scaled again after it. Tensor rates
 are written in place; on an accelerator nothing is read back.
+
+Each group also holds its base rate, so that the optimizer's state alone says what was scaled.
 """
 
 from __future__ import annotations
@@ -15,6 +17,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 Rate = float | Tensor
+
+# The entry of a param group with its rate before the multiplier.
+KEY = "tempbalance_base_lr"
 
 
 class Rates:
@@ -40,6 +45,7 @@ class Rates:
             factor = self.factors[i]
             scaled = self.base[i] if factor == 1.0 else self.base[i] * factor
             _write(group, scaled)
+            _write(group, self.base[i], KEY)
             self._written[i] = _copy(scaled)
 
     def put_back(self) -> bool:
@@ -74,6 +80,36 @@ class Rates:
         self.base = [_copy(rate) for rate in base]
         self._written = [_copy(group["lr"]) for group in self.optimizer.param_groups]
 
+    def loaded(self) -> None:
+        """The optimizer's state was loaded: of a balanced run (its groups say the base) or not."""
+        for group in self.optimizer.param_groups:
+            if KEY in group:
+                _write(group, group[KEY])
+        self.take()
+
+    def reset_initial(self) -> bool:
+        """Whether a schedule built meanwhile took scaled rates for initial ones; put right."""
+        groups = self.optimizer.param_groups
+        if len(groups) != len(self.base):
+            return False
+        scaled = [i for i, factor in enumerate(self.factors) if factor != 1.0]
+        wrong = bool(scaled) and all(
+            "initial_lr" in groups[i] and not _differs(groups[i]["initial_lr"], self._written[i])
+            for i in scaled
+        )
+        for i in scaled if wrong else ():
+            groups[i]["initial_lr"] = _copy(self.base[i])
+        return wrong
+
+    def release(self) -> None:
+        """Leave the base rates in the groups, and nothing else."""
+        if len(self.optimizer.param_groups) == len(self.base):
+            self.put_back()
+        else:  # groups came or went unseen: what each holds tells
+            self.loaded()
+        for group in self.optimizer.param_groups:
+            group.pop(KEY, None)
+
     def grow(self, base: Sequence[Rate]) -> None:
         """Groups were added at the end, with these base rates."""
         self.base += [_copy(rate) for rate in base]
@@ -95,11 +131,13 @@ class Rates:
         return [_copy(group["lr"]) for group in self.optimizer.param_groups]
 
 
-def _write(group: dict[str, Any], rate: Rate) -> None:
-    if isinstance(group["lr"], Tensor):
-        group["lr"].copy_(torch.as_tensor(rate))
+def _write(group: dict[str, Any], rate: Rate, key: str = "lr") -> None:
+    if not isinstance(group["lr"], Tensor):
+        group[key] = float(rate)
+    elif key in group:
+        group[key].copy_(torch.as_tensor(rate))
     else:
-        group["lr"] = float(rate)
+        group[key] = _copy(rate)
 
 
 def _copy(rate: Rate) -> Rate:

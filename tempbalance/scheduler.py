@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import logging
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -17,10 +18,17 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from tempbalance.assign import Assignment, LinearMap
 from tempbalance.balance import Balancer
 from tempbalance.checks import some
+from tempbalance.claims import claim, claimed, release, renounce
 from tempbalance.farms import Farms, Windows
-from tempbalance.groups import MARK, Grouping, check_optimizer, compare_groups, innermost, release
+from tempbalance.groups import (
+    Grouping,
+    check_optimizer,
+    compare_groups,
+    innermost,
+    parameters_of,
+)
 from tempbalance.measure import DEFAULT_BUDGET
-from tempbalance.messages import warn
+from tempbalance.messages import TAKEN_OVER, warn
 from tempbalance.powerlaw import Fit, Hill
 from tempbalance.rates import Rate, Rates
 from tempbalance.schedules import check_scheduler, expand_scheduler, extend_scheduler
@@ -115,13 +123,12 @@ class TempBalanceLR(LRScheduler):
         optimizer = innermost(optimizer)
         _check_arguments(optimizer, model, base, clock)
         check_optimizer(optimizer)
-        release(optimizer)
         self.optimizer = optimizer
         self.base = base
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        _check_parameters(optimizer, model)
         self.balancer = Balancer(
             model,
-            _of_model(parameters, model),
+            partial(parameters_of, optimizer),
             windows=windows,
             fit=fit,
             assign=assign,
@@ -145,6 +152,7 @@ class TempBalanceLR(LRScheduler):
             per_update=per_update,
             max_overhead=max_overhead,
         )
+        _take_over(optimizer, base)  # now that the options are known to be good
         self._model = model
         before = len(optimizer.param_groups)
         if base is not None:  # groups may have been added since it was built
@@ -163,7 +171,7 @@ class TempBalanceLR(LRScheduler):
             optimizer.register_state_dict_pre_hook(_before_save(weakref.ref(self))),
             optimizer.register_step_pre_hook(_before_step(weakref.ref(self))),
         ]
-        setattr(optimizer, MARK, weakref.ref(self))
+        claim(optimizer, weakref.ref(self), self._rates)
         self._base_steps = _steps_of(base)
         self._base_alone = False
         self.clock = clock
@@ -271,8 +279,8 @@ class TempBalanceLR(LRScheduler):
 
     @property
     def multipliers(self) -> dict[str, float]:
-        """The multiplier of every balanced layer; all others have 1."""
-        return self.balancer.multipliers
+        """The multiplier of every balanced layer; all others have 1, as all have once detached."""
+        return self.balancer.multipliers if self._hooks else {}
 
     @property
     def layer_rates(self) -> dict[str, float]:
@@ -314,13 +322,13 @@ class TempBalanceLR(LRScheduler):
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
-        self._rates.scale([1.0] * len(self._rates.base))
-        if getattr(self.optimizer, MARK, lambda: None)() is self:
-            delattr(self.optimizer, MARK)
+        self._scale()
+        renounce(self.optimizer, self)
 
     def _scale(self) -> None:
-        multipliers = self.balancer.multipliers if self._hooks else {}
-        self._rates.scale(self.grouping.factors(multipliers))
+        self._rates.scale(self.grouping.factors(self.multipliers))
+        if not self._hooks:
+            self._rates.release()
 
     def _look_after_base(self) -> None:
         """Say once, and make good, that somebody else has stepped the base schedule."""
@@ -354,8 +362,7 @@ class TempBalanceLR(LRScheduler):
         if self.base is not None:
             extend_scheduler(self.base, groups, known)
         before = len(groups)
-        parameters = [p for group in groups for p in group["params"]]
-        self.balancer.refresh(_of_model(parameters, self._model))
+        self.balancer.refresh()
         fresh = [group["lr"] for group in groups[known:]]
         source = self.grouping.split(self._model, self.balancer.found, start=known)
         if self.base is not None:
@@ -472,15 +479,29 @@ def _check_arguments(optimizer: Any, model: Any, base: Any, clock: Any) -> None:
         raise ValueError("base is the schedule of another optimizer: build it on this one")
 
 
-def _of_model(parameters: Sequence[nn.Parameter], model: nn.Module) -> list[nn.Parameter]:
-    """The optimizer's parameters, once it is sure that they are this model's."""
+def _take_over(optimizer: Optimizer, base: LRScheduler | None) -> None:
+    """End what balances an optimizer already; refuse a schedule that was built on its rates."""
+    found = claimed(optimizer)
+    scaled = found is not None and found.rates is not None and found.rates.reset_initial()
+    if release(optimizer) is not None:
+        warn(TAKEN_OVER)
+    if scaled and base is not None:
+        raise ValueError(
+            f"the schedule ({type(base).__name__}) was built while another TempBalanceLR held the "
+            "optimizer, on rates times multipliers. The optimizer has its own rates again: build "
+            "the schedule anew, then the TempBalanceLR (to build it first, call detach() on the "
+            "other one before)"
+        )
+
+
+def _check_parameters(optimizer: Optimizer, model: nn.Module) -> None:
+    """Refuse an optimizer that holds none of the model's parameters."""
     own = {id(p) for p in model.parameters()}
-    if not any(id(p) in own for p in parameters):
+    if not any(id(p) in own for p in parameters_of(optimizer)):
         raise ValueError(
             "the optimizer holds none of this model's parameters: build the optimizer from this "
             "model (after moving, wrapping or sharding it), and pass both"
         )
-    return list(parameters)
 
 
 def _steps_of(base: Any) -> int:
@@ -529,11 +550,11 @@ def _before_load(owner: weakref.ref[TempBalanceLR]) -> Any:
 def _after_load(owner: weakref.ref[TempBalanceLR]) -> Any:
     def hook(optimizer: Optimizer) -> None:
         scheduler = owner()
-        if scheduler is None or not scheduler._adopting:
+        if scheduler is None:
             return
-        scheduler._adopting = False
-        scheduler._rates.take()  # the rates of a run without balancing are base rates
-        if scheduler.base is None and scheduler.clock == "step":  # no other state will come
+        adopting, scheduler._adopting = scheduler._adopting, False
+        scheduler._rates.loaded()
+        if adopting and scheduler.base is None and scheduler.clock == "step":  # no state will come
             scheduler.balancer.restart(scheduler.balancer.tick)
         scheduler._scale()
 

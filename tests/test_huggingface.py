@@ -64,7 +64,7 @@ def test_balances_without_touching_groups_or_schedule(tmp_path: Path) -> None:
     t.train()
     assert len(t.optimizer.param_groups) == 2  # decay and no decay
     assert callback.hooks is not None
-    multipliers = callback.hooks.multipliers
+    multipliers = callback.multipliers
     assert len(multipliers) == 8  # four Conv1D a block
     assert max(multipliers.values()) == 1.5
     assert callback.hooks.balancer.measurements == 3
@@ -140,7 +140,7 @@ def test_lora_layers_take_the_rate_of_the_weight_in_use(tmp_path: Path) -> None:
     t = trainer(tmp_path, net, 3, callback)
     t.train()
     assert callback.hooks is not None
-    names = set(callback.hooks.multipliers)
+    names = set(callback.multipliers)
     assert len(names) == 6 and all(name.rpartition(".")[2] in "qkv" for name in names)
 
 

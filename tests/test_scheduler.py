@@ -211,7 +211,8 @@ def test_split_is_idempotent_and_rates_do_not_compound() -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     first = TempBalanceLR(optimizer, model)
     wanted = rates(optimizer)
-    second = TempBalanceLR(optimizer, model)
+    with pytest.warns(BalanceWarning, match="balanced already"):
+        second = TempBalanceLR(optimizer, model)
     assert rates(optimizer) == wanted
     assert [g["name"] for g in optimizer.param_groups] == ["0", "3", "8", "10"]
     second.detach()
@@ -421,8 +422,9 @@ def test_state_of_another_model_is_refused_by_name() -> None:
         TempBalanceLR(optimizer3, wide).load_state_dict(scheduler.state_dict())
     before = rates(optimizer)
     state = scheduler.state_dict()
+    optimizer4 = torch.optim.SGD(wide.parameters(), lr=0.1)
     with pytest.raises(ValueError, match="no base schedule"):
-        TempBalanceLR(optimizer3, wide, lrs.StepLR(optimizer3, 2)).load_state_dict(state)
+        TempBalanceLR(optimizer4, wide, lrs.StepLR(optimizer4, 2)).load_state_dict(state)
     assert rates(optimizer) == before
 
 

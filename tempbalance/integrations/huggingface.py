@@ -57,6 +57,16 @@ class TempBalanceTrainerCallback(TrainerCallback):
         self.hooks: StepHooks | None = None
         self._logged = 0
 
+    @property
+    def alphas(self) -> dict[str, float | None]:
+        """The last alpha of every balanced layer, of a training that is over too."""
+        return {} if self.hooks is None else self.hooks.balancer.alphas
+
+    @property
+    def multipliers(self) -> dict[str, float]:
+        """The last multiplier of every balanced layer, of a training that is over too."""
+        return {} if self.hooks is None else self.hooks.balancer.multipliers
+
     def on_train_begin(
         self,
         args: TrainingArguments,
