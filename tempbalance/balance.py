@@ -255,9 +255,15 @@ class Balancer:
 
     # --- the clock -----------------------------------------------------------------------------
 
-    def begin(self) -> None:
-        """The tick before the first step: measure, unless balancing starts later."""
-        if self._due():
+    def begin(self, tick: int = 0) -> None:
+        """Before the first step: measure, unless balancing starts later.
+
+        Args:
+            tick: the ticks of a run without balancing that this one goes on with.
+        """
+        if tick:
+            self.restart(tick)
+        elif self._due():
             with self._working():
                 self._measure()
 

@@ -55,7 +55,7 @@ class Rates:
         different factors were given the same number, as a hand-written schedule does.
         """
         groups = self.optimizer.param_groups
-        changed = [i for i, g in enumerate(groups) if _differs(g["lr"], self._written[i])]
+        changed = self._rewritten(self.changed())
         unscaled = self._are_unscaled(changed)
         for i in changed:
             rate = groups[i]["lr"]
@@ -63,6 +63,25 @@ class Rates:
         for group, rate in zip(groups, self.base, strict=True):
             _write(group, rate)
         return bool(changed)
+
+    def changed(self) -> list[int]:
+        """The groups whose rate is not what was written last."""
+        groups = self.optimizer.param_groups
+        return [i for i, g in enumerate(groups) if _differs(g["lr"], self._written[i])]
+
+    def _rewritten(self, changed: list[int]) -> list[int]:
+        """These groups, and those that were given a number that they had already.
+
+        In a linear warm-up 3/2 of one step's rate is the next one's: a group whose factor is 1.5
+        does not change when all groups of its base rate are given that.
+        """
+        now = [float(group["lr"]) for group in self.optimizer.param_groups] if changed else []
+        out = set(changed)
+        for base in {float(self.base[i]) for i in changed}:
+            same = [i for i, rate in enumerate(self.base) if float(rate) == base]
+            if len({now[i] for i in same}) == 1:
+                out.update(same)
+        return sorted(out)
 
     def _are_unscaled(self, changed: Sequence[int]) -> bool:
         """Whether groups of one base rate and different factors were given one number."""

@@ -239,11 +239,15 @@ class TempBalanceLR(LRScheduler):
             self._base_steps = _steps_of(self.base)
             self._scale()
 
-    def begin(self) -> None:
-        """The first measurement, before any step; nothing if there was one (after a resume)."""
+    def begin(self, tick: int = 0) -> None:
+        """The first measurement, before any step; nothing if there was one (after a resume).
+
+        Args:
+            tick: the ticks of a run without balancing that this one goes on with.
+        """
         if not self.balancer.tick and not self.balancer.measurements:
             self._rates.put_back()
-            self.balancer.begin()
+            self.balancer.begin(tick)
             self._scale()
 
     def tick(self) -> None:
@@ -519,6 +523,9 @@ def _before_step(owner: weakref.ref[TempBalanceLR]) -> Any:
         if len(scheduler.optimizer.param_groups) != len(scheduler._rates.base):
             scheduler._take_in_new_groups()
         scheduler._look_after_base()
+        if scheduler._rates.changed():  # written by hand, or by a framework
+            scheduler._rates.put_back()
+            scheduler._scale()
 
     return torch.compiler.disable(hook)
 

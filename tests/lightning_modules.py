@@ -52,10 +52,11 @@ class Plain(pl.LightningModule):
 
 
 class Manual(pl.LightningModule):
-    """Two optimizers, stepped by hand, as a GAN does."""
+    """Two optimizers, stepped by hand, as a GAN does; the first ones have schedules."""
 
-    def __init__(self) -> None:
+    def __init__(self, schedules: int = 1) -> None:
         super().__init__()
+        self.schedules = schedules
         self.automatic_optimization = False
         self.generator = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 24))
         self.critic = nn.Sequential(nn.Linear(24, 32), nn.ReLU(), nn.Linear(32, 12))
@@ -63,7 +64,8 @@ class Manual(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         a = torch.optim.Adam(self.generator.parameters(), lr=1e-3)
         b = torch.optim.Adam(self.critic.parameters(), lr=1e-3)
-        return [a, b], [torch.optim.lr_scheduler.ExponentialLR(a, 0.5)]
+        make = torch.optim.lr_scheduler.ExponentialLR
+        return [a, b], [make(optimizer, 0.5) for optimizer in (a, b)[: self.schedules]]
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
         for optimizer in self.optimizers():
@@ -72,5 +74,7 @@ class Manual(pl.LightningModule):
             optimizer.zero_grad()
             self.manual_backward(loss)
             optimizer.step()
-        if self.trainer.is_last_batch:
-            self.lr_schedulers().step()
+        if self.trainer.is_last_batch and self.schedules:
+            schedules = self.lr_schedulers()
+            for schedule in schedules if isinstance(schedules, list) else [schedules]:
+                schedule.step()

@@ -251,6 +251,109 @@ def test_manual_optimization_with_two_optimizers(tmp_path: Path) -> None:
     assert callback.schedulers[1].get_base_lr() == pytest.approx([1e-3, 1e-3])
 
 
+@pytest.mark.parametrize("every", [1, 2])
+@pytest.mark.parametrize("schedules", [0, 1, 2])
+def test_manual_optimization_resumes_bit_for_bit(
+    tmp_path: Path, schedules: int, every: int
+) -> None:
+    """Lightning keeps no state of a schedule that the module did not configure."""
+
+    def fit(epochs: int, ckpt: str | None = None, **options: Any) -> Any:
+        torch.manual_seed(0)
+        model = Manual(schedules)
+        callback = TempBalanceCallback(every_n_epochs=every, **options)
+        t = trainer(tmp_path, callback, epochs=epochs)
+        t.fit(model, loader(), ckpt_path=ckpt)
+        return t, model, callback
+
+    whole, model, callback = fit(4)
+    for epoch in (1, 2):
+        saved = str(tmp_path / f"{epoch}.ckpt")
+        fit(epoch)[0].save_checkpoint(saved)
+        resumed, model2, callback2 = fit(4, saved)
+        assert torch.equal(weights(model2), weights(model))
+        for i in range(2):
+            assert rates(resumed.optimizers[i]) == rates(whole.optimizers[i])
+            assert callback2.balancers[i].state_dict() == callback.balancers[i].state_dict()
+    even, _, _ = fit(4, saved, assign=tb.Constant(1.0))
+    assert all(len(set(rates(optimizer))) == 1 for optimizer in even.optimizers)
+
+
+@pytest.mark.parametrize("options", [{}, {"every_n_steps": 3}])
+@pytest.mark.parametrize("name", ["none", "exponential", "cosine"])
+def test_resume_from_the_last_batch_of_an_epoch(
+    tmp_path: Path, name: str, options: dict[str, Any]
+) -> None:
+    """Lightning then goes on with the next epoch's first batch, without its beginning."""
+
+    def fit(*callbacks: Any, ckpt: Any = None) -> Any:
+        torch.manual_seed(0)
+        model = Plain(SCHEDULES[name], adam=True)
+        t = trainer(tmp_path, TempBalanceCallback(**options), *callbacks, epochs=3)
+        t.fit(model, loader(), ckpt_path=ckpt)
+        return t, model
+
+    steps = ModelCheckpoint(tmp_path, save_top_k=-1, every_n_train_steps=4, filename="{step}")
+    whole, model = fit(steps)
+    resumed, model2 = fit(ckpt=str(tmp_path / "step=4.ckpt"))
+    # An epoch's own schedule Lightning does not step then, with the callback or without.
+    if name == "none":
+        assert torch.equal(weights(model2), weights(model))
+        assert rates(resumed.optimizers[0]) == rates(whole.optimizers[0])
+    ticks = [c.balancers[0].measurements for c in (_callback(whole), _callback(resumed))]
+    assert ticks[0] == ticks[1] == (5 if options else 3)
+
+
+def _callback(t: Any) -> TempBalanceCallback:
+    return next(c for c in t.callbacks if isinstance(c, TempBalanceCallback))
+
+
+@pytest.mark.parametrize(
+    ("options", "balanced"),
+    [
+        ({"stop": 2}, [False] * 3),
+        ({"start": 2}, [True] * 3),
+        ({"start": 4}, [False, True, True]),
+        ({"start": 4, "every_n_epochs": 2}, [False, True, True]),
+        ({"stop": 4}, [True, False, False]),
+        ({"start": 12, "every_n_steps": 1}, [True] * 3),
+    ],
+)
+def test_epochs_without_the_callback_count(
+    tmp_path: Path, options: dict[str, Any], balanced: list[bool]
+) -> None:
+    seen: list[bool] = []
+
+    class Watch(pl.Callback):
+        def on_train_batch_end(self, t: Any, *_: Any) -> None:
+            if t.is_last_batch:
+                seen.append(len({round(r, 12) for r in rates(t.optimizers[0])}) > 1)
+
+    keep = ModelCheckpoint(tmp_path / "c", filename="last")
+    trainer(tmp_path, keep, epochs=3).fit(Plain(), loader())
+    t = trainer(tmp_path, TempBalanceCallback(**options), Watch(), epochs=6)
+    t.fit(Plain(), loader(), ckpt_path=str(tmp_path / "c" / "last.ckpt"))
+    assert seen == balanced
+
+
+def test_rates_written_by_hand_before_a_step_are_balanced(tmp_path: Path) -> None:
+    """Lightning's recipe for a warm-up: the module writes the rates in optimizer_step."""
+    used: list[list[float]] = []
+
+    class ByHand(Plain):
+        def optimizer_step(self, epoch: int, i: int, optimizer: Any, closure: Any = None) -> None:
+            for group in optimizer.param_groups:
+                group["lr"] = min(1.0, (self.trainer.global_step + 1) / 6) * 0.1
+            super().optimizer_step(epoch, i, optimizer, closure)
+            used.append(rates(optimizer))
+
+    callback = TempBalanceCallback()
+    trainer(tmp_path, callback, epochs=2).fit(ByHand(), loader())
+    for i, found in enumerate(used):
+        assert max(found) == pytest.approx(0.15 * min(1, (i + 1) / 6))
+        assert min(found) == pytest.approx(max(found) / 3)
+
+
 def test_plateau_keeps_its_monitor(tmp_path: Path) -> None:
     """The same base rates as without the callback, after a resume too.
 
@@ -282,6 +385,9 @@ def test_stochastic_weight_averaging_takes_over(tmp_path: Path, caplog: Any) -> 
         t.fit(Plain(cosine), loader())
     assert "SWALR has taken over" in caplog.text
     assert len({round(r, 12) for r in rates(t.optimizers[0])}) == 1
+    other = StochasticWeightAveraging(0.01, swa_epoch_start=2)
+    with pytest.raises(ValueError, match="put TempBalanceCallback before StochasticWeight"):
+        trainer(tmp_path, other, TempBalanceCallback()).fit(Plain(cosine), loader())
 
 
 def test_early_stopping_accumulation_and_bf16(tmp_path: Path) -> None:
@@ -592,6 +698,12 @@ def test_bad_configurations_are_refused_with_the_cure(tmp_path: Path) -> None:
             o = torch.optim.SGD(self.parameters(), lr=0.1)
             return [o], [tb.TempBalanceLR(o, self)]
 
+    class OneTwice(Manual):
+        def configure_optimizers(self) -> Any:
+            optimizers, (first,) = super().configure_optimizers()
+            b = optimizers[1]
+            return optimizers, [first, lrs.ConstantLR(b), lrs.ExponentialLR(b, 0.9)]
+
     class Without(Plain):
         def configure_optimizers(self) -> Any:
             return None
@@ -599,6 +711,7 @@ def test_bad_configurations_are_refused_with_the_cure(tmp_path: Path) -> None:
     for model, match in (
         (Twice(), "ChainedScheduler"),
         (Already(), "not both"),
+        (OneTwice(), "optimizer 1 has 2 schedules"),
         (Without(), "returns no optimizer"),
     ):
         with pytest.raises(ValueError, match=match):

@@ -31,6 +31,7 @@ _REFUSED = {
     "FSDPStrategy": "it flattens the weights, so that no layer has a matrix of its own",
     "DeepSpeedStrategy": "it builds its own optimizer from flattened weights",
 }
+_AVERAGING = "StochasticWeightAveraging"
 _OPTIONS = [p for p in inspect.signature(Balancer).parameters if p not in ("model", "parameters")]
 
 
@@ -102,6 +103,7 @@ class TempBalanceCallback(pl.Callback):
         self.options = options
         self.schedulers: list[TempBalanceLR] = []
         self.observers: list[Balancer] = []
+        self._own: list[TempBalanceLR] = []  # those that are in none of the trainer's lists
         self._clock = -1  # the epoch, or the number of optimizer steps, of the last tick
         self._saved: dict[str, Any] | None = None
         self._retired: list[Balancer] = []  # of schedules that another callback has replaced
@@ -118,7 +120,7 @@ class TempBalanceCallback(pl.Callback):
         self._refuse(trainer)
         self.run_log.start()
         self._clock = -1
-        self.schedulers, self.observers, self._retired = [], [], []
+        self.schedulers, self.observers, self._own, self._retired = [], [], [], []
         group = dist.group.WORLD if trainer.world_size > 1 and dist.is_initialized() else None
         options = {"process_group": group, "every": self.every, **self.options}
         if self.observe:
@@ -126,8 +128,9 @@ class TempBalanceCallback(pl.Callback):
             return
         errors = []
         for index, optimizer in enumerate(trainer.optimizers):
+            self._check_configs(trainer, index, optimizer)
             try:
-                self._install(trainer, pl_module, index, optimizer, options)
+                self._install(trainer, pl_module, optimizer, options)
             except ValueError as error:
                 if len(trainer.optimizers) == 1:
                     raise
@@ -142,15 +145,17 @@ class TempBalanceCallback(pl.Callback):
         if self._saved is not None:
             self._restore(trainer, self._saved)
             self._saved = None
-        fresh = not any(b.measurements or b.tick for b in self.balancers)
-        if fresh:
-            for scheduler in self.schedulers:
-                scheduler.begin()
-            for observer in self.observers:
-                observer.begin()
-            self._clock = self._now(trainer)
-            if any(b.measurements for b in self.balancers):  # not before ``start``
-                self._measured(trainer)
+        fresh = [b for b in self.balancers if not (b.measurements or b.tick)]
+        now = self._now(trainer)
+        if len(fresh) == len(self.balancers):
+            self._clock = now
+        for scheduler in self.schedulers:
+            scheduler.begin(now)
+        for observer in self.observers:
+            if observer in fresh:
+                observer.begin(now)
+        if any(b.measurements for b in fresh):  # not before ``start``
+            self._measured(trainer)
         self.run_log.save_esd(trainer, self.balancers, last=False, keep=trainer.global_step > 0)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -174,6 +179,8 @@ class TempBalanceCallback(pl.Callback):
     ) -> None:
         if batch_idx == 0:  # a callback may have exchanged a schedule since the epoch began
             self._check_schedulers(trainer)
+        # A run may resume behind the hooks above: from a checkpoint of an epoch's last batch.
+        self._catch_up(trainer)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.run_log.finish(trainer, [*self.balancers, *self._retired])
@@ -197,6 +204,8 @@ class TempBalanceCallback(pl.Callback):
             "by_step": self.by_step,
             "observe": self.observe,
             "observers": [o.state_dict() for o in self.observers],
+            # Without a schedule and with manual optimization Lightning keeps none of these.
+            "own": [s.state_dict() for s in self._own],
         }
 
     def on_load_checkpoint(
@@ -219,10 +228,12 @@ class TempBalanceCallback(pl.Callback):
         self._clock = int(saved["clock"]) if same else self._now(trainer)
         for observer, state in zip(self.observers, saved["observers"], strict=False):
             observer.load_state_dict(state)
+        for scheduler, state in zip(self._own, saved.get("own", ()), strict=False):
+            scheduler.load_state_dict(state)
 
     def __getstate__(self) -> dict[str, Any]:
         """Options and clock: optimizers and schedules belong to the fit, and do not pickle."""
-        return {**self.__dict__, "schedulers": [], "observers": [], "_retired": []}
+        return {**self.__dict__, "schedulers": [], "observers": [], "_own": [], "_retired": []}
 
     # --- installing ----------------------------------------------------------------------------
 
@@ -252,6 +263,12 @@ class TempBalanceCallback(pl.Callback):
                 "then be one layer of the backbone; unfreeze with a BaseFinetuning of your own "
                 "(unfreeze_and_add_param_group), or use TempBalanceCallback(observe=True)"
             )
+        early = [c for c in callbacks[: callbacks.index(self)] if is_a(c, _AVERAGING)]
+        if early:
+            raise ValueError(
+                f"put TempBalanceCallback before {_AVERAGING} in the list of callbacks: on a "
+                "resume that one takes the schedules away first"
+            )
         late = [c for c in callbacks[callbacks.index(self) :] if is_a(c, "BaseFinetuning")]
         if late:
             raise ValueError(
@@ -259,28 +276,28 @@ class TempBalanceCallback(pl.Callback):
                 "callbacks: it rebuilds the param groups when a run is resumed"
             )
 
-    def _install(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        index: int,
-        optimizer: Optimizer,
-        options: dict[str, Any],
-    ) -> None:
-        configs = [
-            c for c in trainer.lr_scheduler_configs if _optimizer_of(c.scheduler) is optimizer
-        ]
+    def _check_configs(self, trainer: pl.Trainer, index: int, optimizer: Optimizer) -> None:
+        configs = _configs_of(trainer, optimizer)
         if len(configs) > 1:
             raise ValueError(
                 f"optimizer {index} has {len(configs)} schedules; combine them into one with "
                 "torch.optim.lr_scheduler.ChainedScheduler or SequentialLR"
             )
-        base = configs[0].scheduler if configs else None
-        if isinstance(base, TempBalanceLR):
+        if configs and isinstance(configs[0].scheduler, TempBalanceLR):
             raise ValueError(
                 "configure_optimizers returns a TempBalanceLR already: use that, or the callback, "
                 "not both"
             )
+
+    def _install(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        optimizer: Optimizer,
+        options: dict[str, Any],
+    ) -> None:
+        configs = _configs_of(trainer, optimizer)
+        base = configs[0].scheduler if configs else None
         scheduler = TempBalanceLR(optimizer, pl_module, base, clock="manual", **options)
         self.schedulers.append(scheduler)
         if configs:
@@ -289,6 +306,8 @@ class TempBalanceCallback(pl.Callback):
             # So that its state is in the checkpoint, and learning-rate monitors find it.
             config = _config_class(trainer)(scheduler=scheduler, interval="epoch", frequency=1)
             trainer.strategy.lr_scheduler_configs.append(config)
+        else:
+            self._own.append(scheduler)
 
     def _check_schedulers(self, trainer: pl.Trainer) -> None:
         """Stop where another callback (StochasticWeightAveraging) has put in its own schedule."""
@@ -339,6 +358,10 @@ def _config_class(trainer: pl.Trainer) -> Any:
     own = next(cls for cls in type(trainer).__mro__ if cls.__name__ == "Trainer")
     package = own.__module__.removesuffix(".trainer.trainer")
     return importlib.import_module(f"{package}.utilities.types").LRSchedulerConfig
+
+
+def _configs_of(trainer: pl.Trainer, optimizer: Optimizer) -> list[Any]:
+    return [c for c in trainer.lr_scheduler_configs if _optimizer_of(c.scheduler) is optimizer]
 
 
 def _optimizer_of(scheduler: Any) -> Any:
