@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -89,8 +89,11 @@ class MeasurementError(ValueError):
 class LayerRecord:
     """What was measured of one layer. Eigenvalues are those of W W^H, not its singular values.
 
-    With windows, all figures are of the windows' pooled spectrum; with ``WholeMatrix()`` they are
-    those of the weight. Numbers are ``None`` where the layer has none, never NaN or infinite.
+    The fit (alpha, D, xmin, n_tail) and the eigenvalues (n_eigs, lambda_max) are of the spectrum
+    that was measured: of all windows together, or of the weight with ``WholeMatrix()``. Norms,
+    stable rank and alpha_hat are of the weight in a :func:`~tempbalance.report.analyze` report, of
+    the same spectrum elsewhere. Numbers are ``None`` where the layer has none, never NaN or
+    infinite.
     """
 
     name: str
@@ -107,10 +110,24 @@ class LayerRecord:
     lambda_max: float | None = None  # largest eigenvalue
     spectral_norm: float | None = None  # its root, the largest singular value
     frobenius_norm: float | None = None  # root of the sum of the eigenvalues
-    stable_rank: float | None = None  # sum of the eigenvalues / lambda_max
-    alpha_hat: float | None = None  # alpha * log10(lambda_max)
+    stable_rank: float | None = None  # sum of the eigenvalues / the largest
+    alpha_hat: float | None = None  # alpha * log10 of the largest eigenvalue
     log_norm: float | None = None  # log10 of the sum of the eigenvalues
     eigenvalues: npt.NDArray[np.float64] | None = field(default=None, repr=False, compare=False)
+
+    def with_norms_of(self, weight: LayerRecord) -> LayerRecord:
+        """This record with the norms of another, that of the whole weight."""
+        norm, hat = weight.spectral_norm, None
+        if self.alpha is not None and norm:  # not of the eigenvalue, which may underflow
+            hat = 2 * self.alpha * math.log10(norm)
+        return replace(
+            self,
+            spectral_norm=weight.spectral_norm,
+            frobenius_norm=weight.frobenius_norm,
+            stable_rank=weight.stable_rank,
+            alpha_hat=hat,
+            log_norm=weight.log_norm,
+        )
 
 
 def record_of(

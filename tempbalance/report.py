@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from tempbalance.checks import check_engine
-from tempbalance.farms import Farms, Windows
+from tempbalance.farms import Farms, WholeMatrix, Windows
 from tempbalance.layers import Skipped, find_layers
 from tempbalance.measure import (
     DEFAULT_BUDGET,
@@ -155,7 +155,9 @@ def analyze(
 ) -> Report:
     """Measure how heavy-tailed the spectrum of every layer of a model is.
 
-    Works on the device where the weights are, changes nothing, needs no data.
+    Works on the device where the weights are, changes nothing, needs no data. Alpha and its fit are
+    those of the windows; norms, stable rank and alpha_hat are those of the weight itself, which is
+    measured a second time for them.
 
     Args:
         model: any ``nn.Module``; compiled, DDP- and FSDP2-wrapped ones too (under FSDP2 every
@@ -188,19 +190,21 @@ def analyze(
     if min_eigs < 2:
         raise ValueError(f"min_eigs must be at least 2, got {min_eigs!r}")
     found = find_layers(model, fused)
-    records = measure(
-        found.layers,
-        windows=windows,
-        fit=fit,
-        min_eigs=min_eigs,
-        budget=budget,
-        keep_spectra=True,
-        progress=progress,
-    )
+    whole = isinstance(windows, WholeMatrix)
+    ticks = progress if whole or progress is None else _half(progress)
+    common: dict[str, Any] = {"min_eigs": min_eigs, "budget": budget, "progress": ticks}
+    records = measure(found.layers, windows=windows, fit=fit, keep_spectra=True, **common)
+    if not whole:
+        of_weight = measure(found.layers, windows=WholeMatrix(), **common)
+        records = [r.with_norms_of(w) for r, w in zip(records, of_weight, strict=True)]
     report = Report(tuple(records), found.skipped, found.numel)
     if strict:
         _raise_first(report)
     return report
+
+
+def _half(progress: Callable[[float], None]) -> Callable[[float], None]:
+    return lambda share: progress(share / 2)
 
 
 def _raise_first(report: Report) -> None:

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from tempbalance import MeasurementError, Outcome, Report, WholeMatrix, analyze
+from tempbalance import Farms, MeasurementError, Outcome, Report, WholeMatrix, analyze
+from tempbalance.farms import Windows
 
 
 def model() -> nn.ModuleDict:
@@ -63,7 +64,8 @@ def test_coverage_counts_parameters(report: Report) -> None:
 
 def test_model_metrics(report: Report) -> None:
     first, conv = report["first"], report["conv"]
-    hats = [x.alpha * math.log10(x.lambda_max) for x in (first, conv) if x.alpha and x.lambda_max]
+    tops = [2 * math.log10(x.spectral_norm) for x in (first, conv) if x.spectral_norm]
+    hats = [x.alpha * top for x, top in zip((first, conv), tops, strict=True) if x.alpha]
     assert report.weighted_alpha == pytest.approx(np.mean(hats))
     assert report.mean_alpha == pytest.approx(np.mean([first.alpha, conv.alpha]))  # type: ignore[list-item]
     # The log norm needs no fit: the layer that is too small for one counts, that of zeros has none.
@@ -71,17 +73,32 @@ def test_model_metrics(report: Report) -> None:
     assert report.mean_log_norm == pytest.approx(np.mean(norms))  # type: ignore[arg-type]
 
 
-def test_norms_are_those_of_the_weight() -> None:
+@pytest.mark.parametrize("windows", [WholeMatrix(), Farms()])
+def test_norms_are_those_of_the_weight(windows: Windows) -> None:
     linear = nn.Linear(30, 50)
-    record = analyze(linear, windows=WholeMatrix()).layers[0]
+    record = analyze(linear, windows=windows).layers[0]
     weight = linear.weight.detach().double()
     assert record.spectral_norm == pytest.approx(float(torch.linalg.matrix_norm(weight, 2)))
     frobenius = float(torch.linalg.matrix_norm(weight))
     assert record.frobenius_norm == pytest.approx(frobenius)
     assert record.log_norm == pytest.approx(2 * math.log10(frobenius))
-    assert record.n_tail == 15
+    assert record.stable_rank == pytest.approx((frobenius / record.spectral_norm) ** 2)
+    assert record.alpha is not None
+    assert record.alpha_hat == pytest.approx(2 * record.alpha * math.log10(record.spectral_norm))
     assert record.eigenvalues is not None
-    assert record.xmin == pytest.approx(record.eigenvalues[15])
+    assert record.n_tail == record.n_eigs // 2
+    assert record.xmin == pytest.approx(record.eigenvalues[record.n_eigs // 2])
+    assert record.lambda_max == pytest.approx(record.eigenvalues[-1])
+
+
+def test_norms_of_a_wide_weight_are_not_those_of_its_windows() -> None:
+    linear = nn.Linear(600, 20)
+    whole, farms = (analyze(linear, windows=w).layers[0] for w in (WholeMatrix(), Farms()))
+    assert farms.stable_rank == pytest.approx(whole.stable_rank)
+    assert farms.stable_rank is not None and farms.stable_rank < 20
+    assert farms.spectral_norm == pytest.approx(whole.spectral_norm)
+    assert farms.lambda_max is not None and whole.lambda_max is not None
+    assert farms.lambda_max < 0.5 * whole.lambda_max and farms.alpha != whole.alpha
 
 
 def test_the_table(report: Report) -> None:
