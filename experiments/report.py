@@ -28,7 +28,7 @@ from rich.table import Table
 from experiments import statistics
 from experiments.study_cells import CELLS
 from experiments.study_files import RESULTS
-from experiments.sweep import failures
+from experiments.sweep import failures, unfinished
 
 log = logging.getLogger(__name__)
 
@@ -95,8 +95,12 @@ def load(folders: Iterable[Path]) -> tuple[list[Cell], list[str]]:
             raise FileNotFoundError(f"{folder}: no such folder; give the outputs of a sweep")
         paths |= {p.resolve() for p in folder.rglob("result.json") if not _replaced(p)}
         notes += [f"failed: {name} ({error})" for name, error in failures(folder).items()]
+        notes += [f"not finished (killed, or running): {name}" for name in unfinished(folder)]
     for path in sorted(paths):
-        run = json.loads(path.read_text())
+        try:
+            run = json.loads(path.read_text())
+        except ValueError as error:
+            raise ValueError(f"{path} is no readable JSON ({error}); run that job again") from error
         if run.get("fast_dev_run") or run.get("value") is None:
             notes.append(f"left out: {path.parent.name} has no test metric or was a trial run")
             continue

@@ -277,13 +277,25 @@ class Summary(Callback):
 
 def failures(outputs: Path, sweep: str | None = None) -> dict[str, str]:
     """Folder and error of each failed run under `outputs`; of one sweep where it is named."""
-    found = {}
-    for path in sorted(outputs.rglob("run.json")):
-        state = _read(path) or {}
-        mine = sweep is None or state.get("sweep") == sweep
-        if state.get("status") == "failed" and mine and not path.parent.name.startswith("replaced"):
-            found[str(path.parent)] = str(state.get("error"))
-    return found
+    return {
+        folder: str(state.get("error"))
+        for folder, state in _states(outputs).items()
+        if state.get("status") == "failed" and sweep in (None, state.get("sweep"))
+    }
+
+
+def unfinished(outputs: Path) -> list[str]:
+    """Folders of the runs under `outputs` that were killed, or are running still."""
+    return [name for name, state in _states(outputs).items() if state.get("status") == "running"]
+
+
+def _states(outputs: Path) -> dict[str, dict[str, Any]]:
+    paths = sorted(outputs.rglob("run.json"))
+    return {
+        str(path.parent): _read(path) or {}
+        for path in paths
+        if not path.parent.name.startswith("replaced")
+    }
 
 
 def as_single_job(cfg: DictConfig) -> None:

@@ -53,6 +53,11 @@ def train(cfg: DictConfig, more: Sequence[pl.Callback] = ()) -> dict[str, Any]:
     task: pl.LightningModule = instantiate(cfg.task)
     history = History()
     configured = [*(cfg.callbacks or {}).values(), cfg.balance]
+    if cfg.balance and "_target_" not in cfg.balance:
+        raise ValueError(
+            f"balance={cfg.method} has no options, and was given {sorted(cfg.balance)}: choose a "
+            "method, such as balance=farms"
+        )
     callbacks = [history, *(instantiate(item) for item in configured if item), *more]
     loggers = [instantiate(item) for item in (cfg.logger or {}).values()]
     options: Any = OmegaConf.to_container(cfg.trainer, resolve=True)

@@ -7,6 +7,7 @@ code. What runs is the model factory, which the user names.
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import pickle
 import re
@@ -49,15 +50,13 @@ def read_state(path: str | os.PathLike[str], key: str | None = None) -> dict[str
     """
     file = Path(path)
     if file.is_dir():
-        raise CheckpointError(
-            f"{file} is a folder: name the file with the weights in it (a distributed checkpoint "
-            "becomes one with python -m torch.distributed.checkpoint.format_utils dcp_to_torch "
-            "FOLDER FILE)"
-        )
+        file = _weights_in(file)
     if not file.exists():
         raise CheckpointError(f"no such file: {file}")
     if file.suffix == ".safetensors":
         return _read_safetensors(file)
+    if file.suffix == ".json":
+        return _read_shards(file)
     content = _read_pickle(file)
     if key is not None:
         if not isinstance(content, Mapping) or key not in content:
@@ -65,9 +64,45 @@ def read_state(path: str | os.PathLike[str], key: str | None = None) -> dict[str
         content = content[key]
     state = _find_state(content)
     if not state:
-        raise CheckpointError(
-            f"{file} holds no state dict; {_inside(content)}; name the right key with --key"
+        cure = "name the right key with --key" if content else "save model.state_dict()"
+        raise CheckpointError(f"{file} holds no state dict; {_inside(content)}; {cure}")
+    return state
+
+
+def _weights_in(folder: Path) -> Path:
+    """The file of a folder that Hugging Face's save_pretrained wrote."""
+    names = ("model.safetensors.index.json", "model.safetensors", "pytorch_model.bin.index.json",
+             "pytorch_model.bin")  # fmt: skip
+    for name in names:
+        if (folder / name).is_file():
+            return folder / name
+    cure = "name the file with the weights in it"
+    if (folder / ".metadata").is_file():
+        cure = (
+            "a distributed checkpoint becomes a file with python -m "
+            "torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER FILE"
         )
+    raise CheckpointError(f"{folder} is a folder: {cure}")
+
+
+def _read_shards(index: Path) -> dict[str, Tensor]:
+    """The weights that an index of several files names, as Hugging Face writes it."""
+    try:
+        content = json.loads(index.read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{index} is no readable JSON: {_told(error)}") from error
+    files = content.get("weight_map") if isinstance(content, Mapping) else None
+    if not isinstance(files, Mapping):
+        raise CheckpointError(
+            f"{index} holds no weights: it is JSON without the weight_map of an index; name the "
+            "file with the weights"
+        )
+    state: dict[str, Tensor] = {}
+    for name in sorted(set(files.values())):
+        state |= read_state(index.parent / name)
+    lost = [key for key in files if key not in state]
+    if lost:
+        raise CheckpointError(f"{index} names weights that its files lack: {_some(lost)}")
     return state
 
 
@@ -92,6 +127,9 @@ def _read_pickle(file: Path) -> Any:
             file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file)
         )
     except pickle.UnpicklingError as error:
+        with file.open("rb") as start:
+            if start.read(1) not in (b"\x80", b"P"):  # a pickle's, or a zip file's
+                raise CheckpointError(f"{file} is no checkpoint that torch.save wrote") from error
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
         what = f"a Python object ({named[1]})" if named else "more than tensors"
         raise CheckpointError(
@@ -129,6 +167,8 @@ def _tensors(content: Any) -> dict[str, Tensor]:
 def _inside(content: Any) -> str:
     if not isinstance(content, Mapping):
         return f"it is a {type(content).__name__}"
+    if not content:
+        return "it has no keys"
     return f"it has the keys {_some([str(k) for k in content])}"
 
 

@@ -92,7 +92,9 @@ def _add_analyze(commands: Any) -> None:
 
 def _analyze(options: argparse.Namespace) -> int:
     given.check_output(options)
-    report = _measure(options, options.checkpoint, given.model(options))
+    model = given.model(options)
+    given.check_layers(options, model)
+    report = _measure(options, options.checkpoint, model)
     if options.json:
         _write_json(options.json, {"checkpoint": options.checkpoint, **report.to_dict()})
     if options.json != "-":
@@ -249,7 +251,6 @@ def _write_json(target: str, content: dict[str, Any]) -> None:
     if target == "-":
         sys.stdout.write(text)
     else:
-        Path(target).parent.mkdir(parents=True, exist_ok=True)
         Path(target).write_text(text, encoding="utf-8")
 
 

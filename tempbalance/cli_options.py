@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -11,10 +12,12 @@ from torch import nn
 
 from tempbalance.checkpoints import build_model
 from tempbalance.farms import Farms, WholeMatrix, Windows
+from tempbalance.layers import find_layers
 from tempbalance.powerlaw import Fit, Hill, KSFit, PeakFit
 
 CHECKPOINT = (
-    "a state dict, a checkpoint that holds one (Lightning's too), or a safetensors file; "
+    "a state dict, a checkpoint that holds one (Lightning's too), a safetensors file, or the "
+    "folder that save_pretrained wrote; "
     "no code in it is run"
 )
 
@@ -160,5 +163,24 @@ def check_output(options: argparse.Namespace) -> None:
         except ImportError as error:
             raise UsageError("--plot needs matplotlib: pip install 'tempbalance[plot]'") from error
         Path(options.plot).mkdir(parents=True, exist_ok=True)
+    if options.json not in (None, "-"):
+        target = Path(options.json)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.is_dir() or not os.access(target if target.exists() else target.parent, os.W_OK):
+            raise UsageError(f"--json {options.json}: this cannot be written")
     if options.memory is not None and options.memory < 1:
         raise UsageError(f"--memory must be at least 1 MiB, got {options.memory}")
+
+
+def check_layers(options: argparse.Namespace, model: nn.Module) -> None:
+    """The same for the names of layers to draw. (Lazy ones have no matrix until they are loaded.)
+
+    Raises:
+        UsageError: for a name that is no layer of the model.
+    """
+    found = find_layers(model, fused(options))
+    names = [layer.name for layer in found.layers]
+    lazy = {skipped.name.rpartition(".")[0] for skipped in found.skipped}
+    for name in options.plot_layer:
+        if name not in names and name not in lazy:
+            raise UsageError(f"--plot-layer: no layer {name!r}; there are {names}")

@@ -84,7 +84,7 @@ def print_comparison(a: Report, b: Report, rows: list[dict[str, Any]], sort: str
     ]
     titles = ("layer", "slices x rows x cols", "before", "after", "difference")
     both = [row["difference"] for row in rows if row["difference"] is not None]
-    summary = [f"{len(both)} layers measured in both"]
+    summary = [f"{len(both)} layer{'s' * (len(both) != 1)} measured in both"]
     for title, old, new in (
         ("mean alpha", a.mean_alpha, b.mean_alpha),
         ("weighted alpha", a.weighted_alpha, b.weighted_alpha),

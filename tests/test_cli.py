@@ -131,6 +131,34 @@ def test_safetensors(capsys: pytest.CaptureFixture[str]) -> None:
     assert "no readable safetensors file" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("given", ["saved", "saved/model.safetensors.index.json"])
+def test_shards_of_hugging_face(given: str, capsys: pytest.CaptureFixture[str]) -> None:
+    torch_files = pytest.importorskip("safetensors.torch")
+    model = make()
+    state = dict(model.state_dict())
+    half = len(state) // 2
+    files = {k: f"model-0000{1 + (i >= half)}-of-00002.safetensors" for i, k in enumerate(state)}
+    Path("saved").mkdir()
+    for name in set(files.values()):
+        part = {k: v for k, v in state.items() if files[k] == name}
+        torch_files.save_file(part, f"saved/{name}")
+    index = Path("saved/model.safetensors.index.json")
+    index.write_text(json.dumps({"metadata": {}, "weight_map": files}))
+    assert main(["analyze", given, *MODEL, "--json"]) == 0
+    assert alphas(capsys) == expected(tb.analyze(model))
+
+    index.write_text(json.dumps({"weight_map": {**files, "more": files[next(iter(files))]}}))
+    assert main(["analyze", given, *MODEL]) == 2
+    assert "names weights that its files lack: more" in capsys.readouterr().err
+    index.write_text(json.dumps({"architectures": ["Net"]}))
+    assert main(["analyze", given, *MODEL]) == 2
+    assert "JSON without the weight_map of an index" in capsys.readouterr().err
+    index.unlink()
+    torch_files.save_file(state, "saved/model.safetensors")
+    assert main(["analyze", "saved", *MODEL, "--json"]) == 0
+    assert alphas(capsys) == expected(tb.analyze(model))
+
+
 def test_old_format_and_compiled_factory(capsys: pytest.CaptureFixture[str]) -> None:
     model = make()
     torch.save(model.state_dict(), "old.pt", _use_new_zipfile_serialization=False)
@@ -210,7 +238,7 @@ def _break(kind: str) -> list[str]:
         argv += ["--key", "ema"]
     elif kind == "min-eigs":
         argv += ["--min-eigs", "1"]
-    torch.save({"lr": 0.1} if kind == "no weights" else state, "net.pt")
+    torch.save({"no weights": {"lr": 0.1}, "empty": {}}.get(kind, state), "net.pt")
     if kind == "truncated":
         Path("net.pt").write_bytes(Path("net.pt").read_bytes()[:3000])
     if kind == "text":
@@ -240,7 +268,8 @@ ERRORS = {
     "truncated": "no checkpoint that torch.load can read",
     "text": "no checkpoint that torch.load can read",
     "no file": "no such file: none.pt",
-    "folder": "is a folder",
+    "folder": "is a folder: name the file",
+    "empty": "holds no state dict; it has no keys; save model.state_dict()",
 }
 
 
@@ -294,7 +323,10 @@ def test_json_file_plot_and_sort(
     names = [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:3]]
     assert names == [r.name for r in sorted(saved[1], key=lambda r: r.alpha or 0)]
     assert main([*argv, "--plot-layer", "7"]) == 2
-    assert "no layer '7'" in capsys.readouterr().err
+    out, err = capsys.readouterr()
+    assert "no layer '7'; there are ['0', '2'" in err and not out  # before it measures
+    assert main(["analyze", saved[0], *MODEL, "--json", "pics"]) == 2
+    assert "--json pics: this cannot be written" in capsys.readouterr().err
 
 
 def test_compare(capsys: pytest.CaptureFixture[str]) -> None:

@@ -166,6 +166,14 @@ def test_mixed_origins_failures_and_trials_are_told(tmp_path: Path) -> None:
         assert part in text
     assert text.count("left out") == 2
 
+    killed = tmp_path / "toy-" / "farms-seed9"
+    killed.mkdir()
+    (killed / "run.json").write_text(json.dumps({"status": "running"}))
+    assert f"not finished (killed, or running): {killed}" in "\n".join(rows_of(tmp_path)[1])
+    (killed / "result.json").write_text('{"name":')
+    with pytest.raises(ValueError, match=r"farms-seed9.*no readable JSON.*run that job again"):
+        report.load([tmp_path])
+
 
 def test_same_run_twice_is_refused(tmp_path: Path) -> None:
     write_run(tmp_path / "a", "none", 1, 0.5)

@@ -159,6 +159,12 @@ def test_resume_without_a_checkpoint_says_what_to_do(tmp_path: Path) -> None:
         train(composed(tmp_path, *SMALL, "trainer.ckpt_path=nowhere.ckpt"))
 
 
+def test_options_of_no_method_are_refused(tmp_path: Path) -> None:
+    cfg = composed(tmp_path, *SMALL, "balance=none", "+balance.every_n_epochs=5")
+    with pytest.raises(ValueError, match=r"balance=none has no options.*every_n_epochs"):
+        train(cfg)
+
+
 def test_without_validation_data_the_test_set_is_watched_and_named(tmp_path: Path) -> None:
     result = train(composed(tmp_path, *SMALL, "data.val_fraction=0.0", "trainer.max_epochs=1"))
     assert result["best_on"] == "test"
