@@ -104,8 +104,14 @@ def nothing_to_balance(
     found: Layers, min_eigs: int, skip_first: bool, skip_last: bool, exclude: Sequence[str] = ()
 ) -> str:
     """Why no layer of a model is left to balance."""
+    small = ", ".join(f"{x.name} ({x.eigenvalues})" for x in found.layers[:5])
+    if found.layers and not any(x.trainable for x in found.layers):
+        return (
+            f"no layer to balance: the layers that can be measured are frozen ({small}). What "
+            "trains beside them has no matrix of its own here; of adapters LoRA and DoRA are "
+            "known, for others register a reader (tempbalance.readers.register)"
+        )
     if found.layers:
-        small = ", ".join(f"{x.name} ({x.eigenvalues})" for x in found.layers[:5])
         return (
             "no layer to balance: of the layers that can be measured none is left by the "
             f"options (min_eigs={min_eigs}, skip_first={skip_first}, "

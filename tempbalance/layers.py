@@ -284,8 +284,9 @@ class _Finder:
                 return
         alone = not matrix.part
         self._skip(name, used[0][0], used[0][1], reason, None if alone else numel)
+        others = reason if matrix.reason else f"part of {join(name, used[0][0])}, {reason}"
         for path, p in used[1:]:
-            self._skip(name, path, p, reason, None if alone else 0)
+            self._skip(name, path, p, others, None if alone else 0)
 
     def _add(
         self,

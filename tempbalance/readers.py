@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -177,7 +178,10 @@ def _spectral_conv(module: nn.Module) -> Iterator[Matrix]:
 
 @register("peft.tuners.lora.layer.LoraLayer")
 def _lora(module: nn.Module) -> Iterator[Matrix]:
-    """The weight in use, W + scale * B A; its rate goes to A and B (W is frozen)."""
+    """The weight in use, W + scale * B A; its rate goes to A and B (W is frozen).
+
+    DoRA (arXiv 2402.09353, equation 5) also gives every output of it a length of its own.
+    """
     base = module.get_base_layer()  # type: ignore[operator]
     adapters = [name for name in module.active_adapters if name in module.lora_A]  # type: ignore
     own = tuple(n for n, _ in module.named_parameters() if n.startswith("lora_"))
@@ -185,13 +189,25 @@ def _lora(module: nn.Module) -> Iterator[Matrix]:
     for matrix in matrices(base):
 
         def weight(matrix: Matrix = matrix) -> Tensor:
-            total = base.get_parameter(matrix.parameter).float()
+            total = alone = base.get_parameter(matrix.parameter).float()
             for name in [] if module.merged else adapters:
-                total = total + module.get_delta_weight(name).to(total)  # type: ignore[operator]
+                delta = module.get_delta_weight(name).to(total)  # type: ignore[operator]
+                total = (total + delta) * _lengths(module, name, alone, delta)
             return total
 
         yield Matrix(prefix + matrix.parameter, matrix.slices, matrix.part, weight, own,
                      matrix.reason)  # fmt: skip
+
+
+def _lengths(module: nn.Module, name: str, alone: Tensor, delta: Tensor) -> Tensor | float:
+    """What DoRA multiplies a weight by for one adapter; 1 for plain LoRA."""
+    if not getattr(module, "use_dora", {}).get(name, False):
+        return 1.0
+    entry: Any = module.lora_magnitude_vector[name]  # type: ignore[index]
+    outputs = delta.ndim - 1 if getattr(module, "fan_in_fan_out", False) else 0
+    lengths = (alone + delta).movedim(outputs, 0).flatten(1).norm(dim=1)
+    scale = getattr(entry, "weight", entry).to(lengths).flatten() / lengths
+    return scale.view([-1 if i == outputs else 1 for i in range(delta.ndim)])
 
 
 def _depth(module: nn.Module) -> int:

@@ -517,6 +517,57 @@ def test_lora(fused: dict[str, Any] | None, merged: bool) -> None:
     assert not next(x for x in found.layers if x.name.endswith("c_fc")).trainable
 
 
+@pytest.mark.parametrize("second", [False, True])
+def test_dora_is_the_weight_in_use(second: bool) -> None:
+    peft = pytest.importorskip("peft")
+    transformers = pytest.importorskip("transformers")
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(16, 12)
+            self.turned = transformers.pytorch_utils.Conv1D(12, 16)
+            self.conv = nn.Conv2d(16, 12, 3)
+
+    torch.manual_seed(0)
+    options = {"r": 2, "use_dora": True, "target_modules": ["linear", "turned", "conv"]}
+    model = peft.get_peft_model(Net(), peft.LoraConfig(**options)).eval()
+    if second:
+        model.add_adapter("other", peft.LoraConfig(**options))
+        model.base_model.set_adapter(["default", "other"])
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if "lora_B" in name:
+                nn.init.normal_(p)
+            if "magnitude" in name:
+                p.mul_(torch.rand_like(p) + 0.5)
+    layers = {layer.name.rpartition(".")[2]: layer.read() for layer in find_layers(model).layers}
+    net = model.base_model.model
+    with torch.no_grad():
+        for name in ("linear", "turned"):
+            module = getattr(net, name)
+            used = (module(torch.eye(16)) - module(torch.zeros(1, 16))).T
+            torch.testing.assert_close(layers[name][0], used, rtol=1e-4, atol=1e-5)
+        dots = torch.zeros(16, 16, 3, 3)
+        dots[range(16), range(16), 1, 1] = 1.0
+        centre = (net.conv(dots) - net.conv(torch.zeros(1, 16, 3, 3)))[:, :, 0, 0].T
+        torch.testing.assert_close(layers["conv"][4], centre, rtol=1e-4, atol=1e-5)
+
+
+def test_parts_of_a_weight_that_cannot_be_measured_are_told_from_it() -> None:
+    peft = pytest.importorskip("peft")
+    model = peft.get_peft_model(
+        nn.Sequential(nn.Linear(16, 12)), peft.LoraConfig(r=2, target_modules=["0"])
+    )
+    module = model.base_model.model[0]
+    weight = module.base_layer.weight
+    module.base_layer.weight = nn.Parameter(weight.detach().to(torch.int8), requires_grad=False)
+    reasons = {s.name.partition("model.0.")[2]: s.reason for s in find_layers(model).skipped}
+    assert reasons["base_layer.weight"].startswith("quantized (torch.int8)")
+    told = reasons["lora_A.default.weight"]
+    assert told.startswith("part of base_model.model.0.base_layer.weight, quantized")
+
+
 def test_lora_on_other_layers() -> None:
     peft = pytest.importorskip("peft")
 

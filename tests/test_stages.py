@@ -366,6 +366,13 @@ def test_an_optimizer_without_a_rate_is_refused_as_it_is(kind: Any) -> None:
     assert len(optimizer.param_groups) == 1 and not optimizer._optimizer_step_pre_hooks
 
 
+def test_adapters_without_a_matrix_are_named_as_the_reason() -> None:
+    model = net().requires_grad_(False)
+    model.register_parameter("scale", nn.Parameter(torch.ones(3)))
+    with pytest.raises(ValueError, match=r"can be measured are frozen \(0 .*LoRA and DoRA"):
+        TempBalanceLR(torch.optim.SGD([model.scale], lr=0.1), model)
+
+
 def test_nothing_is_said_where_nothing_is_wrong() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error", BalanceWarning)
