@@ -40,9 +40,10 @@ class StepHooks:
     measured. ``get_last_lr()`` of a schedule and a learning-rate logger show the rates without
     multipliers: read ``hooks.multipliers`` for those.
 
-    The balancer's state is not in the optimizer's: save ``hooks.state_dict()`` as well. Where a step
-    raises and the loop goes on (out of memory, say), the groups are whole again from the next step,
-    or the next state dict, on: let no schedule step in between.
+    The balancer's state is not in the optimizer's: save ``hooks.state_dict()`` as well.
+
+    Where a step raises and the loop goes on (out of memory, say), the groups are whole again from
+    the next step, or the next state dict, on: let no schedule step in between.
 
     Args:
         optimizer: any optimizer that takes param groups.

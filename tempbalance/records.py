@@ -115,18 +115,18 @@ class LayerRecord:
     log_norm: float | None = None  # log10 of the sum of the eigenvalues
     eigenvalues: npt.NDArray[np.float64] | None = field(default=None, repr=False, compare=False)
 
-    def with_norms_of(self, weight: LayerRecord) -> LayerRecord:
-        """This record with the norms of another, that of the whole weight."""
-        norm, hat = weight.spectral_norm, None
+    def with_norms_of(self, weight: LayerRecord | None) -> LayerRecord:
+        """This record with the norms of another, that of the whole weight, or with none."""
+        norm, hat = None if weight is None else weight.spectral_norm, None
         if self.alpha is not None and norm:  # not of the eigenvalue, which may underflow
             hat = 2 * self.alpha * math.log10(norm)
         return replace(
             self,
-            spectral_norm=weight.spectral_norm,
-            frobenius_norm=weight.frobenius_norm,
-            stable_rank=weight.stable_rank,
+            spectral_norm=norm,
+            frobenius_norm=None if weight is None else weight.frobenius_norm,
+            stable_rank=None if weight is None else weight.stable_rank,
             alpha_hat=hat,
-            log_norm=weight.log_norm,
+            log_norm=None if weight is None else weight.log_norm,
         )
 
 

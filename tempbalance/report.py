@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -24,6 +25,8 @@ from tempbalance.powerlaw import Fit, Hill
 
 if TYPE_CHECKING:
     import pandas as pd
+
+logger = logging.getLogger("tempbalance")
 
 
 @dataclass(frozen=True)
@@ -157,7 +160,8 @@ def analyze(
 
     Works on the device where the weights are, changes nothing, needs no data. Alpha and its fit are
     those of the windows; norms, stable rank and alpha_hat are those of the weight itself, which is
-    measured a second time for them.
+    measured a second time for them. Where its Gram matrix needs more than the budget (above 8192
+    rows and columns at the default) they are ``None``.
 
     Args:
         model: any ``nn.Module``; compiled, DDP- and FSDP2-wrapped ones too (under FSDP2 every
@@ -195,8 +199,16 @@ def analyze(
     common: dict[str, Any] = {"min_eigs": min_eigs, "budget": budget, "progress": ticks}
     records = measure(found.layers, windows=windows, fit=fit, keep_spectra=True, **common)
     if not whole:
-        of_weight = measure(found.layers, windows=WholeMatrix(), **common)
-        records = [r.with_norms_of(w) for r, w in zip(records, of_weight, strict=True)]
+        # A Gram matrix of the whole slice and the solver's copy of it, complex as they may be.
+        small = [x for x in found.layers if 16 * min(x.shape[1:]) ** 2 <= budget]
+        of_weight = {r.name: r for r in measure(small, windows=WholeMatrix(), **common)}
+        if len(small) < len(found.layers):
+            logger.info(
+                "norms of %d layers are left out: their whole weights need more than the budget of "
+                "%d MiB",
+                *(len(found.layers) - len(small), budget >> 20),
+            )
+        records = [r.with_norms_of(of_weight.get(r.name)) for r in records]
     report = Report(tuple(records), found.skipped, found.numel)
     if strict:
         _raise_first(report)

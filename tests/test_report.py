@@ -91,6 +91,19 @@ def test_norms_are_those_of_the_weight(windows: Windows) -> None:
     assert record.lambda_max == pytest.approx(record.eigenvalues[-1])
 
 
+def test_norms_need_room(caplog: pytest.LogCaptureFixture) -> None:
+    model = nn.Sequential(nn.Linear(300, 300), nn.Linear(300, 40))
+    with caplog.at_level("INFO", "tempbalance"):
+        large, small = analyze(model, windows=Farms(rows=64), budget=2**20).layers
+    assert "norms of 1 layers are left out" in caplog.text
+    assert large.alpha is not None and small.alpha is not None
+    assert large.spectral_norm is large.alpha_hat is large.log_norm is large.stable_rank is None
+    assert small.spectral_norm == pytest.approx(
+        float(torch.linalg.matrix_norm(model[1].weight.detach(), 2))
+    )
+    assert str(analyze(model, windows=Farms(rows=64), budget=2**20))
+
+
 def test_norms_of_a_wide_weight_are_not_those_of_its_windows() -> None:
     linear = nn.Linear(600, 20)
     whole, farms = (analyze(linear, windows=w).layers[0] for w in (WholeMatrix(), Farms()))
