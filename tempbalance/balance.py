@@ -148,7 +148,9 @@ class Balancer:
         self._alphas: dict[str, float | None] = {}
         self._ramp = Ramp(ramp)
         self._messages = Messages()
-        held = parameters if parameters is None or callable(parameters) else list(parameters)
+        # A ParameterList is callable too, as every module.
+        function = callable(parameters) and not isinstance(parameters, nn.Module)
+        held = parameters if parameters is None or function else list(parameters)  # type: ignore
         self._parameters = held
         self._ages = Ages(self.savings)
         self._interval = Interval(every, max_overhead)
@@ -503,15 +505,26 @@ class Balancer:
     def _options(self) -> dict[str, Any]:
         """The options that make multipliers of alphas, to tell whether a state had others."""
         unit = self.unit if isinstance(self.unit, str) else "function"
-        return {"assign": repr(self.assign), "unit": unit, "normalize": self.normalize}
+        plain = type(self.assign).__repr__ is object.__repr__  # holds an address
+        return {
+            "assign": type(self.assign).__qualname__ if plain else repr(self.assign),
+            "unit": unit,
+            "normalize": self.normalize,
+            "start": self.start,
+            "stop": self.stop,
+        }
 
     def _apply_options(self, saved: Mapping[str, Any]) -> None:
         """Options that are not those of the run that saved the state hold at once."""
-        outside = self._tick < self.start or (self.stop is not None and self._tick >= self.stop)
-        if outside:
+        if saved == self._options:
+            return
+        if self._tick < self.start or (self.stop is not None and self._tick >= self.stop):
             self.cancel()
             self._ramp.aim(dict.fromkeys(self._ramp.target, 1.0), self._tick)
-        elif self._measurements and saved != self._options:
+        elif self._measurements:
+            known = any(alpha is not None for alpha in self._alphas.values())
+            if self.assign.uses_alphas and not known:
+                self._measurements = 0  # of a run that needed none: the first is still to come
             self._ramp.aim(self._assigned(), self._tick)
 
 

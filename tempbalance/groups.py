@@ -174,8 +174,10 @@ class Grouping:
         self.layers = []
         self._first = [id(group["params"][0]) for group in self.optimizer.param_groups]
         for group in self.optimizer.param_groups:
-            hosts = {host_of[id(p)].layers for p in group["params"] if id(p) in host_of}
-            self.layers.append(hosts.pop() if len(hosts) == 1 else ())
+            # A weight that is no layer's (pruned, say) stands for itself: its norm follows another.
+            hosts = {host_of.get(id(p)) for p in group["params"] if id(p) in host_of or p.ndim > 1}
+            host = hosts.pop() if len(hosts) == 1 else None
+            self.layers.append(() if host is None else host.layers)
 
     def left(self) -> list[int]:
         """Which of the groups known so far are still in the optimizer, by their old places.

@@ -76,7 +76,7 @@ class StepHooks:
         if release(optimizer) is not None:
             warn(TAKEN_OVER)
         self._model = model
-        self._known = len(parameters_of(self.optimizer))
+        self._known = self._ids()
         self._hosts: dict[int, Host] = {}
         self._whole: list[Group] | None = None  # the user's groups, while a step runs
         self._parts: list[tuple[Group, Group]] = []  # (part, the user's group it is of)
@@ -121,15 +121,20 @@ class StepHooks:
         """Continue where :meth:`state_dict` left off; measures nothing."""
         self.balancer.load_state_dict(state)
 
+    def _ids(self) -> list[int]:
+        return [id(p) for p in parameters_of(self.optimizer)]
+
     def _find_hosts(self) -> None:
+        self._found = self.balancer.found
         hosts = find_hosts(self._model, self.balancer.found)
         self._hosts = {id(p): host for host in hosts for p in host.parameters}
 
     def _before_step(self) -> None:
         self._restore()  # where the last step raised between the hooks
-        if len(parameters_of(self.optimizer)) != self._known:  # a group was added
+        if self._known != (known := self._ids()):  # a group was added, or a parameter exchanged
             self.balancer.refresh()
-            self._known = len(parameters_of(self.optimizer))
+            self._known = known
+        if self._found is not self.balancer.found:
             self._find_hosts()
         multipliers = self.balancer.multipliers
         self._parts = []

@@ -60,7 +60,9 @@ class Messages:
         """Warn of layers that were balanced before and are not among those now."""
         left = set(now)
         for name in before:
-            if name not in left and name not in self.named:
+            # One whose module went into another has that one's name before its own.
+            moved = any(other.startswith(f"{name}.") for other in left)
+            if name not in left and name not in self.named and not moved:
                 self.named.add(name)
                 why = "it is gone from the model"
                 if any(layer.name == name for layer in found.layers):

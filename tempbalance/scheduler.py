@@ -162,6 +162,7 @@ class TempBalanceLR(LRScheduler):
         if base is not None:
             expand_scheduler(base, self.grouping.source, before)
             check_scheduler(base, len(optimizer.param_groups))
+        self._found = self.balancer.found
         self._rates = Rates(optimizer)
         self._adopting = False
         self._hooks = [
@@ -330,9 +331,23 @@ class TempBalanceLR(LRScheduler):
         renounce(self.optimizer, self)
 
     def _scale(self) -> None:
-        self._rates.scale(self.grouping.factors(self.multipliers))
+        if self._found is not self.balancer.found:  # looked for again: names may have changed
+            self._found = self.balancer.found
+            self.grouping.locate(self._model, self._found)
+        self._rates.scale(self.grouping.factors(self.multipliers), self.grouping.source)
         if not self._hooks:
             self._rates.release()
+
+    def _take_in_changes(self) -> None:
+        """Rates that were written by hand, or by a framework, are base rates.
+
+        Where all are zero a step changes nothing: torch's distributed checkpoints make one so, and
+        put the rates back.
+        """
+        groups = self.optimizer.param_groups
+        if self._hooks and self._rates.changed() and any(float(g["lr"]) for g in groups):
+            self._rates.put_back()
+            self._scale()
 
     def _look_after_base(self) -> None:
         """Say once, and make good, that somebody else has stepped the base schedule."""
@@ -371,7 +386,9 @@ class TempBalanceLR(LRScheduler):
         source = self.grouping.split(self._model, self.balancer.found, start=known)
         if self.base is not None:
             expand_scheduler(self.base, source, before)
-        self._rates.grow([fresh[i - known] for i in source if i >= known])
+        added = [fresh[i - known] for i in source if i >= known]
+        self._rates.grow(added, self.grouping.source)
+        self._found = self.balancer.found
 
     def _log_coverage(self) -> None:
         found = self.balancer.found
@@ -389,6 +406,7 @@ class TempBalanceLR(LRScheduler):
     def state_dict(self) -> dict[str, Any]:
         """Plain values: the balancer's and the base schedule's state, base rates, group names."""
         self._take_in_new_groups()
+        self._take_in_changes()
         return {
             "tempbalance": _VERSION,
             "base": None if self.base is None else self.base.state_dict(),
@@ -491,10 +509,9 @@ def _take_over(optimizer: Optimizer, base: LRScheduler | None) -> None:
         warn(TAKEN_OVER)
     if scaled and base is not None:
         raise ValueError(
-            f"the schedule ({type(base).__name__}) was built while another TempBalanceLR held the "
-            "optimizer, on rates times multipliers. The optimizer has its own rates again: build "
-            "the schedule anew, then the TempBalanceLR (to build it first, call detach() on the "
-            "other one before)"
+            f"the schedule ({type(base).__name__}) was built on rates that another TempBalanceLR "
+            "had scaled. The optimizer has its own rates again: build the schedule anew, then the "
+            "TempBalanceLR. (To be spared this, call detach() on the other one first.)"
         )
 
 
@@ -523,9 +540,7 @@ def _before_step(owner: weakref.ref[TempBalanceLR]) -> Any:
         if len(scheduler.optimizer.param_groups) != len(scheduler._rates.base):
             scheduler._take_in_new_groups()
         scheduler._look_after_base()
-        if scheduler._rates.changed():  # written by hand, or by a framework
-            scheduler._rates.put_back()
-            scheduler._scale()
+        scheduler._take_in_changes()
 
     return torch.compiler.disable(hook)
 
@@ -535,6 +550,7 @@ def _before_save(owner: weakref.ref[TempBalanceLR]) -> Any:
         scheduler = owner()
         if scheduler is not None:
             scheduler._take_in_new_groups()
+            scheduler._take_in_changes()
 
     return hook
 

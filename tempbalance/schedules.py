@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tempbalance.rates import KEY
+
 Group = dict[str, Any]
 
 # Lists with an entry a param group, in torch's schedulers.
@@ -67,7 +69,7 @@ def extend_scheduler(scheduler: Any, groups: Sequence[Group], known: int) -> Non
                 group.setdefault(key, _in_proportion(value, group, groups[0]["max_lr"]))
         group.setdefault("initial_lr", _clone(group["lr"]))
         for key, value in groups[0].items():
-            if key not in ("params", "name", "param_names"):
+            if key not in ("params", "name", "param_names", KEY):
                 group.setdefault(key, _clone(value))
     for child in _children(scheduler):
         extend_scheduler(child, groups, known)

@@ -31,7 +31,7 @@ def multipliers(
         units.setdefault(_unit(layer, unit, assign), []).append(layer)
     means = []
     for members in units.values():
-        known = [a for m in members if (a := alphas[m.name]) is not None]
+        known = [a for m in members if (a := alphas.get(m.name)) is not None]
         means.append(sum(known) / len(known) if known else float("nan"))
     rates = assign(means, [members[0].kind for members in units.values()])
     rates = torch.where(torch.isfinite(rates) & (rates > 0), rates, torch.ones_like(rates))
@@ -39,7 +39,7 @@ def multipliers(
         m.name: float(rate)
         for members, rate in zip(units.values(), rates, strict=True)
         for m in members
-        if m.name in names and (alphas[m.name] is not None or not assign.uses_alphas)
+        if m.name in names and (alphas.get(m.name) is not None or not assign.uses_alphas)
     }
     if normalize and target:
         sizes = {layer.name: float(layer.numel) for layer in layers}

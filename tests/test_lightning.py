@@ -336,6 +336,29 @@ def test_epochs_without_the_callback_count(
     assert seen == balanced
 
 
+@pytest.mark.parametrize("observe", [False, True])
+def test_a_checkpoint_that_is_validated_is_not_resumed(tmp_path: Path, observe: bool) -> None:
+    keep = ModelCheckpoint(tmp_path / "c", filename="last")
+    options = {"observe": observe}
+    trainer(tmp_path, TempBalanceCallback(**options), keep, epochs=4).fit(Manual(0), loader())
+
+    class Validated(Manual):
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            pass
+
+    seen = []
+    for before in (False, True):
+        callback = TempBalanceCallback(**options)
+        t = trainer(tmp_path, callback, epochs=2)
+        if before:
+            saved = str(tmp_path / "c" / "last.ckpt")
+            t.validate(Validated(0), loader(), ckpt_path=saved, verbose=False)
+        torch.manual_seed(0)
+        t.fit(Validated(0), loader())
+        seen.append([(b.tick, b.measurements, b.alphas) for b in callback.balancers])
+    assert seen[0] == seen[1] and seen[0][0][:2] == (1, 2)
+
+
 def test_rates_written_by_hand_before_a_step_are_balanced(tmp_path: Path) -> None:
     """Lightning's recipe for a warm-up: the module writes the rates in optimizer_step."""
     used: list[list[float]] = []

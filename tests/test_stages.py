@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import warnings
+import weakref
 from typing import Any
 
 import pytest
@@ -219,6 +220,143 @@ def test_an_unbalanced_state_of_groups_that_are_layers_already(
     )
 
 
+# --- rates by hand -------------------------------------------------------------------------------
+
+
+def two_groups(model: nn.Module) -> list[dict[str, Any]]:
+    return [
+        {"params": [*model[:9].parameters()], "lr": 0.1},
+        {"params": [*model[10].parameters()], "lr": 0.01},
+    ]
+
+
+@pytest.mark.parametrize("first", [0, 1])
+@pytest.mark.parametrize("tensor", [False, True])
+def test_a_warm_up_by_hand_of_two_groups(first: int, tensor: bool) -> None:
+    """From zero too, where all groups have one number for a step."""
+    model = net()
+    optimizer = torch.optim.SGD(two_groups(model), lr=0.1, foreach=False)
+    if tensor:
+        for group in optimizer.param_groups:
+            group["lr"] = torch.tensor(group["lr"], dtype=torch.float64)
+    scheduler = TempBalanceLR(optimizer, model, lrs.CosineAnnealingLR(optimizer, 100))
+    full = [float(r) for r in scheduler.get_base_lr()]
+    used: list[list[float]] = []
+    optimizer.register_step_post_hook(lambda *_: used.append(rates(optimizer)))
+    for i in range(first, 11):
+        for group, base in zip(optimizer.param_groups, full, strict=True):
+            group["lr"] = torch.tensor(base * i / 10) if tensor else base * i / 10
+        train_step(model, optimizer, i)
+        wanted = [b * i / 10 * f for b, f in zip(full, factors(scheduler), strict=True)]
+        assert [float(r) for r in used[-1]] == pytest.approx(wanted, rel=1e-6)
+    scheduler.step()
+    assert [float(r) for r in scheduler.get_base_lr()] == pytest.approx(full, rel=1e-3)
+
+
+@pytest.mark.parametrize("optimizer_first", [False, True])
+def test_a_rate_by_hand_that_is_saved_before_the_next_step(optimizer_first: bool) -> None:
+    def build() -> tuple[Any, Any, TempBalanceLR]:
+        torch.manual_seed(0)
+        model = net()
+        optimizer = sgd(model)
+        return model, optimizer, TempBalanceLR(optimizer, model)
+
+    model, optimizer, scheduler = build()
+    train_step(model, optimizer, 0)
+    scheduler.step()
+    for group in optimizer.param_groups:
+        group["lr"] *= 0.1
+    weights = copy.deepcopy(model.state_dict())
+    things = [optimizer, scheduler] if optimizer_first else [scheduler, optimizer]
+    states = [copy.deepcopy(thing.state_dict()) for thing in things]
+    other, optimizer2, scheduler2 = build()
+    other.load_state_dict(weights)
+    for thing, state in zip(
+        [optimizer2, scheduler2] if optimizer_first else [scheduler2, optimizer2],
+        states, strict=True,
+    ):  # fmt: skip
+        thing.load_state_dict(state)
+    train_step(model, optimizer, 1)
+    train_step(other, optimizer2, 1)
+    assert rates(optimizer2) == rates(optimizer)
+    assert rates(optimizer) == pytest.approx([0.01 * f for f in factors(scheduler)])
+
+
+def test_a_rate_that_becomes_a_tensor() -> None:
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, foreach=False)
+    scheduler = TempBalanceLR(optimizer, model)
+    for group in optimizer.param_groups:
+        group["lr"] = torch.tensor(group["lr"])
+    train_step(model, optimizer, 0)
+    scheduler.step()
+    assert [float(r) for r in scheduler.get_base_lr()] == pytest.approx([0.1] * 4)
+    with torch.no_grad():
+        optimizer.param_groups[0]["lr"].mul_(0.5)
+    assert scheduler._rates.changed() == [0]
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW])
+@pytest.mark.parametrize("steps", [0, 3])
+def test_distributed_checkpoints_that_make_a_step_at_rate_zero(kind: Any, steps: int) -> None:
+    from torch.distributed.checkpoint import state_dict as dcp
+
+    model = net()
+    optimizer = kind(model.parameters(), lr=0.1)
+    scheduler = TempBalanceLR(optimizer, model, lrs.CosineAnnealingLR(optimizer, 100))
+    for i in range(steps):
+        train_step(model, optimizer, i)
+        scheduler.step()
+    optimizer.zero_grad()
+    before, base = rates(optimizer), scheduler.get_base_lr()
+    saved = dcp.get_optimizer_state_dict(model, optimizer)
+    assert scheduler.state_dict()["rates"] == base == scheduler.get_base_lr()
+    assert rates(optimizer) == before
+    assert {group["tempbalance_base_lr"] for group in saved["param_groups"]} == {base[0]}
+
+
+def test_a_copied_optimizer_is_not_scaled_twice() -> None:
+    model = net()
+    optimizer = sgd(model)
+    TempBalanceLR(optimizer, model, lrs.StepLR(optimizer, 5))
+    model2, optimizer2 = copy.deepcopy((model, optimizer))
+    assert TempBalanceLR(optimizer2, model2).get_base_lr() == [0.1] * 4
+
+
+def test_an_added_group_has_its_own_base_rate_in_its_state() -> None:
+    def build() -> tuple[Any, Any]:
+        model = net()
+        optimizer = torch.optim.SGD(model[:9].parameters(), lr=0.1)
+        return optimizer, TempBalanceLR(optimizer, model, lrs.CosineAnnealingLR(optimizer, 100))
+
+    def add(optimizer: Any, scheduler: Any) -> None:
+        optimizer.add_param_group({"params": scheduler._model[10].parameters(), "lr": 0.01})
+
+    optimizer, scheduler = build()
+    optimizer.step()
+    scheduler.step()
+    add(optimizer, scheduler)
+    states = copy.deepcopy((scheduler.state_dict(), optimizer.state_dict()))
+    optimizer2, scheduler2 = build()
+    add(optimizer2, scheduler2)
+    scheduler2.load_state_dict(states[0])
+    optimizer2.load_state_dict(states[1])
+    assert rates(optimizer2) == rates(optimizer) and rates(optimizer)[-1] == 0.01
+
+
+def test_the_optimizer_is_freed_with_its_last_name() -> None:
+    model = net()
+    optimizer = sgd(model)
+    scheduler = TempBalanceLR(optimizer, model)
+    gone = weakref.ref(optimizer)
+    gc.disable()
+    try:
+        del scheduler, optimizer
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
 # --- other options from a checkpoint on ----------------------------------------------------------
 
 
@@ -318,6 +456,97 @@ def test_a_module_that_was_exchanged_is_measured_in_place_of_the_old_one() -> No
     scheduler.step()
     assert scheduler.alphas["8"] == tb.analyze(model)["8"].alpha
     assert scheduler.alphas["8"] != tb.analyze(nn.Sequential(old))["0"].alpha
+
+
+class Named(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.c = nn.Linear(32, 32), nn.Linear(32, 24), nn.Linear(24, 16)
+
+    def wrap(self) -> None:
+        """The same parameters under another name, as an adapter library does it."""
+        inner = nn.Linear(32, 24)
+        inner.weight, inner.bias = self.b.weight, self.b.bias
+        self.b = nn.Sequential(inner, nn.Identity())  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("options", [{}, {"every": 4, "delay": 2}])
+@pytest.mark.parametrize("kind", [StepHooks, TempBalanceLR])
+def test_a_module_that_goes_into_another_keeps_its_rate(kind: Any, options: dict[str, Any]) -> None:
+    model = Named()
+    optimizer = sgd(model)
+    balanced = kind(optimizer, model, **{"every": 1, **options})
+    used: list[list[float]] = []
+    optimizer.register_step_pre_hook(lambda *_: used.append(rates(optimizer)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", BalanceWarning)
+        for i in range(10):
+            if i == 5:
+                model.wrap()
+            optimizer.step()
+            if kind is TempBalanceLR:
+                balanced.step()
+    assert set(balanced.multipliers) == {"a", "b.0", "c"}
+    optimizer.step()
+    assert used[-1] == pytest.approx([0.1 * m for m in balanced.multipliers.values()])
+
+
+def test_other_options_with_a_layer_that_has_no_alpha_yet() -> None:
+    def build(**options: Any) -> Any:
+        model = Named()
+        optimizer = torch.optim.SGD([*model.a.parameters(), *model.b.parameters()], lr=0.1)
+        return model, optimizer, TempBalanceLR(optimizer, model, every=10, **options)
+
+    model, optimizer, scheduler = build()
+    optimizer.add_param_group({"params": [*model.c.parameters()]})
+    scheduler.step()
+    state = scheduler.state_dict()
+    model, optimizer, scheduler = build(assign=tb.RankMap())
+    optimizer.add_param_group({"params": [*model.c.parameters()]})
+    scheduler.load_state_dict(state)
+    assert set(scheduler.multipliers) == {"a", "b"}
+
+
+def test_what_a_resume_with_the_same_options_keeps() -> None:
+    """An update before `start`, and an assignment of one's own without a name."""
+
+    class Own:
+        uses_alphas, once = True, False
+
+        def __call__(self, alphas: Any, kinds: Any) -> torch.Tensor:
+            return torch.linspace(0.5, 1.5, len(alphas))
+
+    for options in ({"start": 50}, {"assign": Own()}):
+        _, _, first = build_with("scheduler", **options)
+        first.balancer.update()
+        wanted = first.multipliers
+        assert len(set(wanted.values())) > 2
+        if "assign" in options:
+            options["assign"] = Own()
+            first._model[0].requires_grad_(False)
+        _, _, second = build_with("scheduler", **options)
+        second._model[0].requires_grad_("assign" not in options)
+        second.load_state_dict(first.state_dict())
+        assert second.multipliers == wanted
+
+
+def test_an_assignment_with_alphas_after_one_without_measures() -> None:
+    _, optimizer, first = build_with("scheduler", assign=tb.Constant(0.7), every=1)
+    optimizer.step()
+    first.step()
+    _, optimizer, second = build_with("scheduler", assign=tb.Frozen(tb.LinearMap()), every=1)
+    second.load_state_dict(first.state_dict())
+    optimizer.step()
+    second.step()
+    assert all(alpha is not None for alpha in second.alphas.values())
+    assert max(second.multipliers.values()) == 1.5
+
+
+def test_parameters_in_a_module() -> None:
+    model = net()
+    some = nn.ParameterList([model[0].weight, model[3].weight])
+    assert [layer.name for layer in tb.Balancer(model, some).layers] == ["0", "3"]
 
 
 # --- optimizers around optimizers ----------------------------------------------------------------

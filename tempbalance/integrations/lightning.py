@@ -106,6 +106,7 @@ class TempBalanceCallback(pl.Callback):
         self._own: list[TempBalanceLR] = []  # those that are in none of the trainer's lists
         self._clock = -1  # the epoch, or the number of optimizer steps, of the last tick
         self._saved: dict[str, Any] | None = None
+        self._fitting = True
         self._retired: list[Balancer] = []  # of schedules that another callback has replaced
 
     @property
@@ -211,6 +212,8 @@ class TempBalanceCallback(pl.Callback):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
+        # A checkpoint that is validated or tested says nothing about the next fit.
+        self._fitting = trainer.state.fn == "fit"
         saved = checkpoint["callbacks"].get(self.state_key)
         if trainer.training and self.observe and saved is not None and not saved["observe"]:
             raise ValueError(
@@ -221,7 +224,8 @@ class TempBalanceCallback(pl.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         # Under FSDP2 this comes after on_fit_start, otherwise before it.
-        self._saved = dict(state_dict)
+        if self._fitting:
+            self._saved = dict(state_dict)
 
     def _restore(self, trainer: pl.Trainer, saved: dict[str, Any]) -> None:
         same = saved["by_step"] == self.by_step
