@@ -167,13 +167,18 @@ def section(found: Cellwise) -> list[str]:
         lines += ["", f"At a rate far below the best, {cell.untuned:g}:", ""]
         lines += _short(cell, found.untuned, "uniform")
     if found.extra:
-        text = "Sensitivity: one change at a time, at uniform's best rate, on the same seeds:"
+        seeds = max(row.n for row in found.extra)
+        text = (
+            "Sensitivity: one change at a time, at uniform's best rate, on the same seeds "
+            f"(`python -m experiments.study {cell.name} --extra {seeds}`):"
+        )
         lines += ["", text, ""]
         lines += _short(cell, found.extra, "farms")
     if found.late:
         text = (
             f"Started after a third of the training, at {cell.late_rate:g}; up to there these runs "
-            "are those of uniform, so that smaller differences show (p not corrected):"
+            "are those of uniform, so that smaller differences show (p not corrected; "
+            f"`python -m experiments.study {cell.name} --late`):"
         )
         lines += ["", text, "", *_short(cell, found.late, "uniform")]
     return lines
