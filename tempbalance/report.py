@@ -194,21 +194,21 @@ def analyze(
     if min_eigs < 2:
         raise ValueError(f"min_eigs must be at least 2, got {min_eigs!r}")
     found = find_layers(model, fused)
-    whole = isinstance(windows, WholeMatrix)
-    ticks = progress if whole or progress is None else _half(progress)
+    # A Gram matrix of the whole slice and the solver's copy of it, complex as they may be.
+    small = [x for x in found.layers if 16 * min(x.shape[1:]) ** 2 <= budget]
+    again = [] if isinstance(windows, WholeMatrix) else small
+    ticks = _half(progress) if again and progress is not None else progress
     common: dict[str, Any] = {"min_eigs": min_eigs, "budget": budget, "progress": ticks}
     records = measure(found.layers, windows=windows, fit=fit, keep_spectra=True, **common)
-    if not whole:
-        # A Gram matrix of the whole slice and the solver's copy of it, complex as they may be.
-        small = [x for x in found.layers if 16 * min(x.shape[1:]) ** 2 <= budget]
-        of_weight = {r.name: r for r in measure(small, windows=WholeMatrix(), **common)}
-        if len(small) < len(found.layers):
-            logger.info(
-                "norms of %d layers are left out: their whole weights need more than the budget of "
-                "%d MiB",
-                *(len(found.layers) - len(small), budget >> 20),
-            )
+    if not isinstance(windows, WholeMatrix):
+        of_weight = {r.name: r for r in measure(again, windows=WholeMatrix(), **common)}
         records = [r.with_norms_of(of_weight.get(r.name)) for r in records]
+        if len(small) < len(records):
+            logger.info(
+                "norms of %d of %d layers are left out: their whole weights need more than the "
+                "budget of %d MiB",
+                *(len(records) - len(small), len(records), budget >> 20),
+            )
     report = Report(tuple(records), found.skipped, found.numel)
     if strict:
         _raise_first(report)
