@@ -31,7 +31,7 @@ from tempbalance.measure import DEFAULT_BUDGET
 from tempbalance.messages import TAKEN_OVER, warn
 from tempbalance.powerlaw import Fit, Hill
 from tempbalance.rates import Rate, Rates
-from tempbalance.schedules import check_scheduler, expand_scheduler, extend_scheduler
+from tempbalance.schedules import check_scheduler, expand_scheduler, extend_scheduler, kept
 from tempbalance.units import Unit
 
 logger = logging.getLogger("tempbalance")
@@ -154,14 +154,7 @@ class TempBalanceLR(LRScheduler):
         )
         _take_over(optimizer, base)  # now that the options are known to be good
         self._model = model
-        before = len(optimizer.param_groups)
-        if base is not None:  # groups may have been added since it was built
-            known = len(getattr(base, "base_lrs", optimizer.param_groups))
-            extend_scheduler(base, optimizer.param_groups, known)
-        self.grouping = Grouping(optimizer, model, self.balancer.found)
-        if base is not None:
-            expand_scheduler(base, self.grouping.source, before)
-            check_scheduler(base, len(optimizer.param_groups))
+        self.grouping = _split(optimizer, model, self.balancer, base)
         self._found = self.balancer.found
         self._rates = Rates(optimizer)
         self._adopting = False
@@ -513,6 +506,27 @@ def _take_over(optimizer: Optimizer, base: LRScheduler | None) -> None:
             "had scaled. The optimizer has its own rates again: build the schedule anew, then the "
             "TempBalanceLR. (To be spared this, call detach() on the other one first.)"
         )
+
+
+def _split(
+    optimizer: Optimizer, model: nn.Module, balancer: Balancer, base: LRScheduler | None
+) -> Grouping:
+    """Groups and schedule split by layer; both as they were where the schedule cannot follow."""
+    if base is None:
+        return Grouping(optimizer, model, balancer.found)
+    put_back = kept(base, optimizer.param_groups)
+    before = len(optimizer.param_groups)
+    try:
+        # Groups may have been added since it was built.
+        known = len(getattr(base, "base_lrs", optimizer.param_groups))
+        extend_scheduler(base, optimizer.param_groups, known)
+        grouping = Grouping(optimizer, model, balancer.found)
+        expand_scheduler(base, grouping.source, before)
+        check_scheduler(base, len(optimizer.param_groups))
+    except ValueError:
+        put_back()
+        raise
+    return grouping
 
 
 def _check_parameters(optimizer: Optimizer, model: nn.Module) -> None:

@@ -7,7 +7,7 @@ would fail at its next step, or at its next milestone.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -121,6 +121,27 @@ def check_scheduler(scheduler: Any, groups: int) -> None:
         scheduler.__dict__.update(flags)
     if len(rates) != groups:
         _refuse(scheduler, f"its get_lr gives {len(rates)} rates")
+
+
+def kept(scheduler: Any, groups: list[Group]) -> Callable[[], None]:
+    """What puts param groups, a scheduler and those that it holds back as they are now."""
+    objects, entries = list(groups), [dict(group) for group in groups]
+    schedulers, found = [scheduler], []
+    while schedulers:
+        one = schedulers.pop()
+        found.append((one, dict(one.__dict__)))
+        schedulers += _children(one)
+
+    def put_back() -> None:
+        groups[:] = objects
+        for group, before in zip(objects, entries, strict=True):
+            group.clear()
+            group.update(before)
+        for one, before in found:
+            one.__dict__.clear()
+            one.__dict__.update(before)
+
+    return put_back
 
 
 def _refuse(scheduler: Any, what: str) -> None:

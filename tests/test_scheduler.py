@@ -437,6 +437,30 @@ class ClosedTuple(lrs.LRScheduler):
         return [b * s for b, s in zip(self.base_lrs, self.scales, strict=True)]
 
 
+def test_a_schedule_that_is_refused_leaves_all_as_it_was() -> None:
+    model = net()
+    optimizer, twin = (
+        torch.optim.SGD(
+            [{"params": m[:6].parameters()}, {"params": m[6:].parameters(), "lr": 0.02}], lr=0.1
+        )
+        for m in (model, net())
+    )
+    parts = [lrs.ConstantLR(optimizer, 0.5, 3), ClosedTuple(optimizer)]
+    base = lrs.SequentialLR(optimizer, parts, [2])
+    plain = lrs.SequentialLR(twin, [lrs.ConstantLR(twin, 0.5, 3), ClosedTuple(twin)], [2])
+    held = list(optimizer.param_groups)
+    with pytest.raises(ValueError, match="ClosedTuple cannot follow"):
+        TempBalanceLR(optimizer, model, base)
+    assert all(a is b for a, b in zip(optimizer.param_groups, held, strict=True))
+    assert [set(g) for g in optimizer.param_groups] == [set(g) for g in twin.param_groups]
+    for _ in range(4):
+        optimizer.step()
+        base.step()
+        twin.step()
+        plain.step()
+        assert rates(optimizer) == rates(twin)
+
+
 @pytest.mark.parametrize(
     ("make", "error", "match"),
     [
