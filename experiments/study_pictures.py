@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -53,7 +54,7 @@ def overview(cells: Sequence[Cellwise], path: Path) -> None:
             better = "% of uniform's error, left is better"
         axis.set_xlabel(better, fontsize=7)
         title = found.cell.title + ("" if found.complete else " (not finished)")
-        axis.set_title(title, fontsize=9, loc="left")
+        axis.set_title(textwrap.fill(title, 52), fontsize=9, loc="left")
     figure.savefig(path, dpi=130)
 
 
@@ -69,7 +70,7 @@ def by_rate(found: Cellwise, path: Path) -> None:
     axis.set_xscale("log", base=2)
     axis.set_xlabel("learning rate")
     axis.set_ylabel("validation metric, mean over tuning seeds")
-    axis.set_title(found.cell.title, fontsize=10)
+    axis.set_title(textwrap.fill(found.cell.title, 52), fontsize=10)
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
     figure.savefig(path, dpi=130)
