@@ -419,9 +419,9 @@ class Balancer:
         return [layer for layer in self._present() if layer.trainable]
 
     def _present(self) -> tuple[Layer, ...]:
-        """The layers, looked for again where a module was exchanged, or its weight changed kind.
+        """The layers, looked for again where a module or a weight is not what it was.
 
-        (parametrized, pruned or removed).
+        It may have been exchanged, parametrized, pruned or removed.
         """
         modules = {id(module) for module in self._model.modules()}
         try:

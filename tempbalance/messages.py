@@ -60,17 +60,18 @@ class Messages:
         """Warn of layers that were balanced before and are not among those now."""
         left = set(now)
         for name in before:
-            # One whose module went into another has that one's name before its own.
-            moved = any(other.startswith(f"{name}.") for other in left)
-            if name not in left and name not in self.named and not moved:
-                self.named.add(name)
-                why = "it is gone from the model"
-                if any(layer.name == name for layer in found.layers):
-                    why = "the optimizer does not hold its parameters"
-                parts = [s for s in found.skipped if s.name.startswith(f"{name}.")]
-                if parts:
-                    why = max(parts, key=lambda part: part.numel).reason
-                _warn(f"layer {name!r} can no longer be measured: {why}")
+            if name in left or name in self.named:
+                continue
+            if any(other.startswith(f"{name}.") for other in left):
+                continue  # its module went into another, and its name with it
+            self.named.add(name)
+            why = "it is gone from the model"
+            if any(layer.name == name for layer in found.layers):
+                why = "the optimizer does not hold its parameters"
+            parts = [s for s in found.skipped if s.name.startswith(f"{name}.")]
+            if parts:
+                why = max(parts, key=lambda part: part.numel).reason
+            _warn(f"layer {name!r} can no longer be measured: {why}")
 
     def once(self, text: str, *values: float) -> None:
         """Log a warning that was not logged before, whatever its values."""

@@ -100,12 +100,6 @@ class Rates:
         held = [group["lr"] for group in self.optimizer.param_groups]
         self._seen = [(rate, _version(rate)) for rate in held]
 
-    def _parts(self, i: int) -> list[int]:
-        """All parts of the user's group that a group is a part of."""
-        if len(self._source) != len(self.base):
-            return [i]
-        return [j for j, source in enumerate(self._source) if source == self._source[i]]
-
     def _touched(self, i: int) -> bool:
         """Whether a rate was written by somebody else, be it with the number that it had.
 
@@ -122,14 +116,18 @@ class Rates:
         A group that is whole goes with the others.
         """
         rates = {i: float(self.optimizer.param_groups[i]["lr"]) for i in changed}
-        buckets = {tuple(j for j in self._parts(i) if j in rates) for i in changed}
-        telling = {b for b in buckets if len({self.factors[i] for i in b}) > 1}
-        even = {b for b in telling if len({rates[i] for i in b}) == 1}
+        known = len(self._source) == len(self.base)
+        parts: dict[int, list[int]] = {}
+        for i in changed:
+            parts.setdefault(self._source[i] if known else i, []).append(i)
+        telling = [some for some in parts.values() if len({self.factors[i] for i in some}) > 1]
+        even = [some for some in telling if len({rates[i] for i in some}) == 1]
         if not telling:  # each group is whole: only one number for all of them tells
             different = len({self.factors[i] for i in changed}) > 1
             return set(changed) if different and len(set(rates.values())) == 1 else set()
-        rest = {i for b in buckets - telling for i in b} if even == telling else set()
-        return rest | {i for b in even for i in b}
+        split = {i for some in telling for i in some}
+        rest = set(changed) - split if len(even) == len(telling) else set()
+        return rest | {i for some in even for i in some}
 
     def load(self, base: Sequence[Rate]) -> None:
         """Base rates from a checkpoint; write them with :meth:`scale`."""

@@ -192,17 +192,19 @@ def _lora(module: nn.Module) -> Iterator[Matrix]:
             total = alone = base.get_parameter(matrix.parameter).float()
             for name in [] if module.merged else adapters:
                 delta = module.get_delta_weight(name).to(total)  # type: ignore[operator]
-                total = (total + delta) * _lengths(module, name, alone, delta)
+                total = total + delta
+                if (lengths := _lengths(module, name, alone, delta)) is not None:
+                    total = total * lengths
             return total
 
         yield Matrix(prefix + matrix.parameter, matrix.slices, matrix.part, weight, own,
                      matrix.reason)  # fmt: skip
 
 
-def _lengths(module: nn.Module, name: str, alone: Tensor, delta: Tensor) -> Tensor | float:
-    """What DoRA multiplies a weight by for one adapter; 1 for plain LoRA."""
+def _lengths(module: nn.Module, name: str, alone: Tensor, delta: Tensor) -> Tensor | None:
+    """What DoRA multiplies a weight by for one adapter; None for plain LoRA."""
     if not getattr(module, "use_dora", {}).get(name, False):
-        return 1.0
+        return None
     entry: Any = module.lora_magnitude_vector[name]  # type: ignore[index]
     outputs = delta.ndim - 1 if getattr(module, "fan_in_fan_out", False) else 0
     lengths = (alone + delta).movedim(outputs, 0).flatten(1).norm(dim=1)
