@@ -13,7 +13,7 @@ from torch import nn
 
 from tempbalance.checks import check_engine
 from tempbalance.farms import Farms, WholeMatrix, Windows
-from tempbalance.layers import Skipped, find_layers
+from tempbalance.layers import Layer, Skipped, find_layers
 from tempbalance.measure import (
     DEFAULT_BUDGET,
     LayerRecord,
@@ -160,8 +160,8 @@ def analyze(
 
     Works on the device where the weights are, changes nothing, needs no data. Alpha and its fit are
     those of the windows; norms, stable rank and alpha_hat are those of the weight itself, which is
-    measured a second time for them. Where its Gram matrix needs more than the budget (above 8192
-    rows and columns at the default) they are ``None``.
+    measured a second time for them, unless it is its own only window. Where its Gram matrix then
+    needs more than the budget (above 8192 rows and columns at the default) they are ``None``.
 
     Args:
         model: any ``nn.Module``; compiled, DDP- and FSDP2-wrapped ones too (under FSDP2 every
@@ -194,25 +194,33 @@ def analyze(
     if min_eigs < 2:
         raise ValueError(f"min_eigs must be at least 2, got {min_eigs!r}")
     found = find_layers(model, fused)
+    # Where the only window is the slice itself, its norms come with the first measurement.
+    others = [x for x in found.layers if not _is_whole(windows, x)]
     # A Gram matrix of the whole slice and the solver's copy of it, complex as they may be.
-    small = [x for x in found.layers if 16 * min(x.shape[1:]) ** 2 <= budget]
-    again = [] if isinstance(windows, WholeMatrix) else small
+    again = [x for x in others if 16 * min(x.shape[1:]) ** 2 <= budget]
     ticks = _half(progress) if again and progress is not None else progress
     common: dict[str, Any] = {"min_eigs": min_eigs, "budget": budget, "progress": ticks}
     records = measure(found.layers, windows=windows, fit=fit, keep_spectra=True, **common)
-    if not isinstance(windows, WholeMatrix):
-        of_weight = {r.name: r for r in measure(again, windows=WholeMatrix(), **common)}
-        records = [r.with_norms_of(of_weight.get(r.name)) for r in records]
-        if len(small) < len(records):
-            logger.info(
-                "norms of %d of %d layers are left out: their whole weights need more than the "
-                "budget of %d MiB",
-                *(len(records) - len(small), len(records), budget >> 20),
-            )
+    of_weight = {r.name: r for r in measure(again, windows=WholeMatrix(), **common)}
+    windowed = {x.name for x in others}
+    records = [r.with_norms_of(of_weight.get(r.name)) if r.name in windowed else r for r in records]
+    if len(again) < len(others):
+        logger.info(
+            "norms of %d of %d layers are left out: their whole weights need more than the budget "
+            "of %d MiB",
+            *(len(others) - len(again), len(records), budget >> 20),
+        )
     report = Report(tuple(records), found.skipped, found.numel)
     if strict:
         _raise_first(report)
     return report
+
+
+def _is_whole(windows: Windows, layer: Layer) -> bool:
+    """Whether the windows of a layer are its slices, each once."""
+    _, rows, cols = layer.shape
+    grid = windows.grid(rows, cols)
+    return grid.positions == 1 and grid.height * grid.width == rows * cols
 
 
 def _half(progress: Callable[[float], None]) -> Callable[[float], None]:
