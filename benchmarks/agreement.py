@@ -12,9 +12,9 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from tempbalance.farms import Windows
-from tempbalance.layers import Layer
-from tempbalance.measure import measure
+from tempbalance.layers.find import Layer
+from tempbalance.measure.measurement import measure
+from tempbalance.spectra.windows import Windows
 
 TOLERANCE = 1e-4  # relative, of alpha
 

@@ -27,7 +27,7 @@ from rich.table import Table
 from torch import Tensor
 
 from benchmarks.machine import describe, load
-from tempbalance.eigensolver import Form, eigvalsh
+from tempbalance.spectra.eigensolver.solver import Form, eigvalsh
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -26,9 +26,9 @@ from benchmarks import agreement
 from benchmarks.clocks import compare
 from benchmarks.command import Record, console, no_cuda, parser, progress, read, threads_kept
 from tempbalance import Farms
-from tempbalance.farms import Windows
-from tempbalance.layers import find_layers
-from tempbalance.measure import measure
+from tempbalance.layers.find import find_layers
+from tempbalance.measure.measurement import measure
+from tempbalance.spectra.windows import Windows
 
 PICTURE = Path(__file__).resolve().parents[1] / "docs" / "images" / "benchmark_growth.png"
 # Room above the exponent of the operations, for caches that overflow.

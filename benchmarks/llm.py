@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tempbalance.farms import Windows
+from tempbalance.spectra.windows import Windows
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from tempbalance.farms import Pool
-from tempbalance.layers import Layer
+from tempbalance.layers.find import Layer
+from tempbalance.spectra.windows import Pool
 
 
 def alphas(layers: Sequence[Layer], pool: Pool, dtype: torch.dtype = torch.float32) -> list[float]:

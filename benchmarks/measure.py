@@ -26,8 +26,8 @@ from benchmarks.clocks import Work, compare
 from benchmarks.command import Record, console, no_cuda, parser, progress, threads_kept
 from benchmarks.networks import NETWORKS, Network, trained_like
 from tempbalance import Farms, analyze
-from tempbalance.layers import Layer, find_layers
-from tempbalance.measure import measure
+from tempbalance.layers.find import Layer, find_layers
+from tempbalance.measure.measurement import measure
 
 WEIGHTS = ("random", "trained-like")
 # A quick run on a CPU has trained-like weights for one network of each kind.

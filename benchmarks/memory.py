@@ -26,9 +26,9 @@ from benchmarks.command import Record, console, no_cuda, parser, progress, threa
 from benchmarks.machine import peak_extra_memory
 from benchmarks.networks import NETWORKS
 from tempbalance import Farms
-from tempbalance.farms import Windows
-from tempbalance.layers import find_layers
-from tempbalance.measure import DEFAULT_BUDGET, measure
+from tempbalance.layers.find import find_layers
+from tempbalance.measure.measurement import DEFAULT_BUDGET, measure
+from tempbalance.spectra.windows import Windows
 
 
 @dataclass(frozen=True)

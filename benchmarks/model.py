@@ -23,11 +23,12 @@ from rich.table import Table
 from benchmarks.command import console
 from benchmarks.llm import MODELS, Transformer, Weight, together, work
 from benchmarks.rates import Rates, Roofline, measured
-from tempbalance import Farms, statistics
-from tempbalance.farms import Windows
-from tempbalance.jobs import LARGE
-from tempbalance.measure import DEFAULT_BUDGET
-from tempbalance.sharing import balanced, cost
+from tempbalance import Farms
+from tempbalance.measure.measurement import DEFAULT_BUDGET
+from tempbalance.measure.sharing import balanced, cost
+from tempbalance.spectra import table as statistics
+from tempbalance.spectra.batches import LARGE
+from tempbalance.spectra.windows import Windows
 
 GPUS = (8, 64, 256, 1024)
 ROWS = (512, 1024, 2048, None)

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from tempbalance import Farms
-from tempbalance.farms import Windows
-from tempbalance.layers import find_layers
+from tempbalance.layers.find import find_layers
+from tempbalance.spectra.windows import Windows
 
 
 @dataclass(frozen=True)

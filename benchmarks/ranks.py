@@ -122,9 +122,9 @@ def _worker(arguments: Sequence[str]) -> int:
 
     from benchmarks import agreement
     from benchmarks.measure import build
-    from tempbalance.layers import find_layers
-    from tempbalance.measure import measure
-    from tempbalance.sharing import owners
+    from tempbalance.layers.find import find_layers
+    from tempbalance.measure.measurement import measure
+    from tempbalance.measure.sharing import owners
 
     made = argparse.ArgumentParser()
     made.add_argument("--rank", type=int)
@@ -138,7 +138,7 @@ def _worker(arguments: Sequence[str]) -> int:
     assert group is not None
     layers = find_layers(build(network, "random")).layers
     error = agreement.require(layers, network.windows, network.name)
-    measure_module: Any = sys.modules["tempbalance.measure"]
+    measure_module: Any = sys.modules["tempbalance.measure.measurement"]
     exchange, waits, exchanges = measure_module.exchange, [], []
 
     def timed(*some: Any, **named: Any) -> Any:

@@ -1,6 +1,7 @@
 """Layer-wise learning rates from the spectra of the weights (TempBalance with FARMS)."""
 
-from tempbalance.assign import (
+from tempbalance.analysis.report import Report, analyze
+from tempbalance.assign.maps import (
     Averaged,
     Clipped,
     Constant,
@@ -14,13 +15,12 @@ from tempbalance.assign import (
     SigmoidMap,
     SqrtShare,
 )
-from tempbalance.balance import Balancer, BalanceWarning
-from tempbalance.farms import Farms, WholeMatrix
-from tempbalance.hooks import StepHooks
-from tempbalance.measure import LayerRecord, MeasurementError, Outcome
-from tempbalance.powerlaw import Hill, KSFit, PeakFit
-from tempbalance.report import Report, analyze
-from tempbalance.scheduler import TempBalanceLR
+from tempbalance.balance.balancer import Balancer, BalanceWarning
+from tempbalance.measure.measurement import LayerRecord, MeasurementError, Outcome
+from tempbalance.optim.hooks import StepHooks
+from tempbalance.optim.scheduler import TempBalanceLR
+from tempbalance.spectra.powerlaw import Hill, KSFit, PeakFit
+from tempbalance.spectra.windows import Farms, WholeMatrix
 
 __version__ = "0.1.0"
 

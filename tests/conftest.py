@@ -49,29 +49,17 @@ def device(request: pytest.FixtureRequest) -> torch.device:
     return torch.device(request.param)
 
 
-def data_folders() -> list[Path]:
-    """Where the data that is never committed may lie: beside the checkout, or as the user says."""
-    folders = [Path(__file__).resolve().parents[1].parent / "shared"]
-    if "TEMPBALANCE_DATA" in os.environ:
-        folders.insert(0, Path(os.environ["TEMPBALANCE_DATA"]).resolve().parent)
-    return folders
+GOLDEN = Path(__file__).resolve().parent / "golden"
 
 
 @pytest.fixture(scope="session")
 def golden() -> dict[str, Any]:
-    """``layers.json``: what the published codes print; skips where it is missing."""
-    return dict(json.loads((_golden_folder() / "layers.json").read_text()))
+    """``layers.json``: what the published codes print."""
+    return dict(json.loads((GOLDEN / "layers.json").read_text()))
 
 
 @pytest.fixture(scope="session")
 def golden_weights() -> dict[str, npt.NDArray[np.float32]]:
     """``layers.npz``: the weights they were given."""
-    with np.load(_golden_folder() / "layers.npz") as arrays:
+    with np.load(GOLDEN / "layers.npz") as arrays:
         return dict(arrays)
-
-
-def _golden_folder() -> Path:
-    for folder in data_folders():
-        if (folder / "golden" / "layers.json").is_file():
-            return folder / "golden"
-    pytest.skip("the golden figures are not here (golden/ beside the folder TEMPBALANCE_DATA)")

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tempbalance import eigensolver, tridiagonal
-from tempbalance import eigensolver_triton as kernels
+from tempbalance.spectra.eigensolver import launch as kernels
+from tempbalance.spectra.eigensolver import solver as eigensolver
+from tempbalance.spectra.eigensolver import tridiagonal
 
 
 def loaded(batch: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:

@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 import tempbalance as tb
-from tempbalance.layers import Layer, find_layers
-from tempbalance.measure import measure
-from tempbalance.sharing import cost
+from tempbalance.layers.find import Layer, find_layers
+from tempbalance.measure.measurement import measure
+from tempbalance.measure.sharing import cost
 
 
 def stack() -> nn.Sequential:

@@ -21,7 +21,7 @@ from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 import tempbalance as tb
-from tempbalance import measure as engine
+from tempbalance.measure import measurement as engine
 
 
 def _counted() -> list[int]:
@@ -118,7 +118,7 @@ def spectra_fsdp2(rank: int) -> dict[str, Any]:
 
 def background(rank: int) -> dict[str, Any]:
     """Measured beside the training; one rank alone saves in the middle, and all resume from it."""
-    from tempbalance.layers import find_layers
+    from tempbalance.layers.find import find_layers
 
     model = nn.parallel.DistributedDataParallel(net())
     layers = find_layers(model).layers
@@ -207,7 +207,7 @@ def fsdp2_unsharded(rank: int) -> dict[str, Any]:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    from tempbalance.layers import find_layers
+    from tempbalance.layers.find import find_layers
 
     mesh = init_device_mesh("cpu", (2,))
     torch.manual_seed(0)
@@ -226,7 +226,7 @@ def fsdp2_unsharded(rank: int) -> dict[str, Any]:
 
 def overhead(rank: int) -> dict[str, Any]:
     """Ranks whose clocks disagree measure at the same ticks."""
-    from tempbalance import overhead
+    from tempbalance.balance import overhead
 
     now = [0.0]
     overhead.clock = lambda: now[0]

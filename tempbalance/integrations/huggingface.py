@@ -1,7 +1,8 @@
 """Hugging Face: ``Trainer(callbacks=[TempBalanceTrainerCallback()])``.
 
 The Trainer restores optimizer and schedule before any callback can change them, so nothing of
-them is changed: multipliers are put on only while the optimizer steps (:mod:`tempbalance.hooks`).
+them is changed: multipliers are put on only while the optimizer steps
+(:mod:`tempbalance.optim.hooks`).
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.optim import Optimizer
 
-from tempbalance import history
-from tempbalance.hooks import StepHooks
+from tempbalance.optim.hooks import StepHooks
+from tempbalance.runs import write as history
 
 try:
     from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -40,7 +41,7 @@ class TempBalanceTrainerCallback(TrainerCallback):
         log: at each measurement, ``"summary"`` adds least, median and largest alpha and
             multiplier to the Trainer's ``log_history`` and to a W&B run where there is one,
             ``"layers"`` also those of every layer, ``"none"`` nothing.
-        options: as for :class:`~tempbalance.hooks.StepHooks` (``windows``, ``fit``, ``assign``,
+        options: as for :class:`~tempbalance.StepHooks` (``windows``, ``fit``, ``assign``,
             ``min_eigs``, ``fused``, ``delay``, ``max_overhead``, ...), in optimizer steps.
 
     The balancer's state is in the checkpoint's ``trainer_state.json``; a run resumes from it with

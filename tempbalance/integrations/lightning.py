@@ -10,9 +10,9 @@ from typing import Any
 import torch.distributed as dist
 from torch.optim import Optimizer
 
-from tempbalance.balance import Balancer
-from tempbalance.integrations._lightning_logs import LOGS, Log, RunLog, is_a
-from tempbalance.scheduler import TempBalanceLR
+from tempbalance.balance.balancer import Balancer
+from tempbalance.integrations.lightning_logs import LOGS, Log, RunLog, is_a
+from tempbalance.optim.scheduler import TempBalanceLR
 
 try:
     import lightning.pytorch as pl
@@ -56,7 +56,7 @@ class TempBalanceCallback(pl.Callback):
         warn: name, at the end, layers that theory calls over-trained (alpha under 2 and under
             what a random matrix reads) and those that never left the random spectrum; only layers
             that were measured twice or more.
-        options: as for :class:`~tempbalance.scheduler.TempBalanceLR` (``windows``, ``fit``,
+        options: as for :class:`~tempbalance.TempBalanceLR` (``windows``, ``fit``,
             ``assign``, ``start``, ``stop``, ``delay``, ``max_overhead``, ...); ``start``, ``stop``,
             ``ramp`` and ``delay`` are in epochs, or in optimizer steps with ``every_n_steps``.
 

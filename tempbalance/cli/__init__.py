@@ -1,0 +1,3 @@
+"""Cli: the command ``tempbalance``."""
+
+from tempbalance.cli.command import main as main

@@ -1,0 +1,186 @@
+"""Options of the command line: what they add to a parser, and the objects they stand for."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from torch import nn
+
+from tempbalance.cli.checkpoints import build_model
+from tempbalance.layers.find import find_layers
+from tempbalance.spectra.powerlaw import Fit, Hill, KSFit, PeakFit
+from tempbalance.spectra.windows import Farms, WholeMatrix, Windows
+
+CHECKPOINT = (
+    "a state dict, a checkpoint that holds one (Lightning's too), a safetensors file, or the "
+    "folder that save_pretrained wrote; "
+    "no code in it is run"
+)
+
+
+class UsageError(ValueError):
+    """Options that contradict each other, or a value out of range."""
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Which model the weights belong to."""
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "--model", required=True, metavar="PACKAGE.MODULE:FACTORY",
+        help="what makes the model that the weights belong to: installed, or below this folder",
+    )  # fmt: skip
+    group.add_argument(
+        "--model-arg", action="append", default=[], metavar="NAME=VALUE",
+        help="an argument of the factory, a Python literal or else text (may be repeated)",
+    )  # fmt: skip
+    group.add_argument("--key", help="where in the file the weights are, if not in a usual place")
+    group.add_argument("--device", default="cpu", help="where to measure (default: cpu)")
+
+
+def add_method(parser: argparse.ArgumentParser) -> None:
+    """What is measured, and how."""
+    group = parser.add_argument_group("method")
+    group.add_argument(
+        "--windows", choices=("farms", "whole", "released-conv", "released-linear"),
+        default="farms", help="which submatrices are measured (default: farms, covering all)",
+    )  # fmt: skip
+    group.add_argument(
+        "--whole", action="store_true", help="no windows (plain TempBalance): --windows whole"
+    )
+    group.add_argument("--rows", type=int, metavar="N", help="window rows (default: what fits)")
+    group.add_argument(
+        "--aspect-ratio", type=float, metavar="Q", help="window columns / rows (default: 1)"
+    )
+    group.add_argument("--per-dim", type=int, metavar="N", help="window positions along each side")
+    group.add_argument("--stride", type=int, metavar="N", help="or the distance between windows")
+    group.add_argument(
+        "--pool", choices=("spectrum", "alpha"),
+        help="one fit of all windows (default), or the mean of a fit for each",
+    )  # fmt: skip
+    group.add_argument("--fit", choices=tuple(_FITS), default="hill", help="default: hill")
+    group.add_argument("--xmin-pos", type=float, metavar="X", help="of --fit hill (default: 2)")
+    group.add_argument(
+        "--min-eigs", type=int, default=10, metavar="N",
+        help="layers of fewer eigenvalues get no alpha (default: 10)",
+    )  # fmt: skip
+    group.add_argument(
+        "--fused", action="append", default=[], metavar="PATTERN=N",
+        help="layers whose weight is N projections in one, such as '*.qkv=3', or sizes "
+        "'*.kv=512,64' (may be repeated)",
+    )  # fmt: skip
+    group.add_argument("--memory", type=int, metavar="MIB", help="extra memory (default: 1024)")
+
+
+def add_output(parser: argparse.ArgumentParser, what: str, sorts: Sequence[str]) -> None:
+    """Where the result goes."""
+    group = parser.add_argument_group("output")
+    group.add_argument("--sort", choices=sorts, default="depth", help="default: depth")
+    group.add_argument(
+        "--json", nargs="?", const="-", metavar="FILE",
+        help="write JSON to a file, or instead of the table to stdout; a checkpoint goes before it",
+    )  # fmt: skip
+    group.add_argument("--plot", metavar="DIR", help=f"draw {what} into this folder")
+
+
+_FITS: dict[str, Callable[[], Fit]] = {"hill": Hill, "ks": KSFit, "peak": PeakFit}
+
+
+def windows(options: argparse.Namespace) -> Windows:
+    """The windows that the options stand for."""
+    kind = "whole" if options.whole else options.windows
+    if options.whole and options.windows not in ("farms", "whole"):
+        raise UsageError(f"--whole and --windows {options.windows} contradict each other")
+    allowed = {
+        "farms": ("rows", "aspect_ratio", "per_dim", "stride", "pool"),
+        "whole": (),
+        "released-conv": ("aspect_ratio",),
+        "released-linear": ("rows", "aspect_ratio", "per_dim", "stride"),
+    }[kind]
+    given = {}
+    for name in ("rows", "aspect_ratio", "per_dim", "stride", "pool"):
+        if (value := getattr(options, name)) is not None:
+            if name not in allowed:
+                raise UsageError(f"--{name.replace('_', '-')} has no meaning with {kind} windows")
+            given[name] = value
+    if kind == "whole":
+        return WholeMatrix()
+    if kind == "farms":
+        return Farms(**given)
+    if kind == "released-conv":
+        return Farms.released_conv(given.get("aspect_ratio", 1.0))
+    if "rows" not in given:
+        raise UsageError("released-linear windows need --rows, and --per-dim or --stride")
+    return Farms.released_linear(**{"aspect_ratio": 1.0, **given})
+
+
+def fit(options: argparse.Namespace) -> Fit:
+    """The fit that the options stand for."""
+    if options.xmin_pos is None:
+        return _FITS[options.fit]()
+    if options.fit != "hill":
+        raise UsageError(f"--xmin-pos has no meaning with --fit {options.fit}")
+    return Hill(options.xmin_pos)
+
+
+def fused(options: argparse.Namespace) -> dict[str, int | tuple[int, ...]]:
+    """Fused projections by name pattern."""
+    fused: dict[str, int | tuple[int, ...]] = {}
+    for text in options.fused:
+        pattern, _, parts = text.rpartition("=")
+        try:
+            sizes = tuple(int(part) for part in parts.split(","))
+        except ValueError:
+            sizes = ()
+        if not pattern or not sizes or min(sizes) < 1:
+            raise UsageError(f"--fused {text!r} is not PATTERN=N, such as '*.qkv=3'")
+        fused[pattern] = sizes[0] if len(sizes) == 1 else sizes
+    return fused
+
+
+def model(options: argparse.Namespace) -> nn.Module:
+    """The model, freshly made."""
+    arguments: dict[str, object] = {}
+    for text in options.model_arg:
+        name, equals, value = text.partition("=")
+        if not (equals and name.isidentifier()):
+            raise UsageError(f"--model-arg {text!r} is not NAME=VALUE")
+        try:
+            arguments[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            arguments[name] = value
+    return build_model(options.model, arguments)
+
+
+def check_output(options: argparse.Namespace) -> None:
+    """What would fail after minutes of measuring is refused before."""
+    if options.plot is not None:
+        try:
+            import matplotlib  # noqa: F401
+        except ImportError as error:
+            raise UsageError("--plot needs matplotlib: pip install 'tempbalance[plot]'") from error
+        Path(options.plot).mkdir(parents=True, exist_ok=True)
+    if options.json not in (None, "-"):
+        target = Path(options.json)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.is_dir() or not os.access(target if target.exists() else target.parent, os.W_OK):
+            raise UsageError(f"--json {options.json}: this cannot be written")
+    if options.memory is not None and options.memory < 1:
+        raise UsageError(f"--memory must be at least 1 MiB, got {options.memory}")
+
+
+def check_layers(options: argparse.Namespace, model: nn.Module) -> None:
+    """The same for the names of layers to draw. (Lazy ones have no matrix until they are loaded.)
+
+    Raises:
+        UsageError: for a name that is no layer of the model.
+    """
+    found = find_layers(model, fused(options))
+    names = [layer.name for layer in found.layers]
+    lazy = {skipped.name.rpartition(".")[0] for skipped in found.skipped}
+    for name in options.plot_layer:
+        if name not in names and name not in lazy:
+            raise UsageError(f"--plot-layer: no layer {name!r}; there are {names}")

@@ -1,0 +1,48 @@
+"""Marks: what theory says of alphas, against those of random matrices of the same shapes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+
+from tempbalance.layers.find import Layer, random_twin
+from tempbalance.measure.attempt import attempt
+from tempbalance.measure.method import Method
+from tempbalance.words import some
+
+logger = logging.getLogger("tempbalance")
+
+# Alphas of random layers of different shapes differ by about so much.
+_MARGIN = 0.1
+
+
+def theory_marks(
+    layers: Sequence[Layer], alphas: Mapping[str, float | None], method: Method
+) -> tuple[list[str], list[str]]:
+    """Layers that theory calls over-trained, and under-trained, by their alphas.
+
+    Over-trained: alpha under 2, and under that of a random matrix of the same shape by more
+    than the margin (small windows read just under 2 at random). Under-trained: alpha within
+    the margin of the random one. The margin is 0.1. Random matrices are drawn from a
+    generator of their own. A layer whose random matrix cannot be measured has no mark.
+
+    Source: Martin and Mahoney (2021), JMLR 22 (165); Prakash and Martin on anti-grokking.
+    """
+    known = [layer for layer in layers if alphas.get(layer.name) is not None]
+    result = attempt([random_twin(layer) for layer in known], method)
+    if result.failures:
+        logger.warning(
+            "TempBalance: theory has no mark for %s: measuring a random matrix failed (%s)",
+            *(some(list(result.failures)), next(iter(result.failures.values()))),
+        )
+    baselines = {record.name: record.alpha for record in result.records}
+    over, under = [], []
+    for layer in known:
+        alpha, baseline = alphas[layer.name], baselines.get(layer.name)
+        if alpha is None or baseline is None:
+            continue
+        if alpha < min(2.0, baseline - _MARGIN):
+            over.append(layer.name)
+        elif abs(alpha - baseline) <= _MARGIN:
+            under.append(layer.name)
+    return over, under

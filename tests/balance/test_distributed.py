@@ -1,0 +1,148 @@
+"""Two gloo processes: the ranks share the layers and hold the same multipliers, bit for bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch.distributed as dist
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not dist.is_available(), reason="torch was built without distributed"),
+]
+HERE = Path(__file__).resolve().parents[1]
+
+
+def run(case: str, folder: Path) -> list[dict[str, Any]]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    path = os.pathsep.join([str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(HERE / "two_ranks.py"), case, str(rank), port, str(folder)],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    outputs = []
+    for process in processes:
+        try:
+            outputs.append(process.communicate(timeout=240)[0])
+        except subprocess.TimeoutExpired:
+            for each in processes:
+                each.kill()
+            outputs.append(process.communicate()[0])
+    results = [folder / f"{rank}.json" for rank in range(2)]
+    assert all(r.exists() for r in results), "\n".join(outputs)[-4000:]
+    return [json.loads(r.read_text()) for r in results]
+
+
+def test_ddp_shares_the_layers(tmp_path: Path) -> None:
+    a, b = run("ddp", tmp_path)
+    assert a["multipliers"] == b["multipliers"]
+    assert a["alphas"] == b["alphas"]
+    assert a["rates"] == b["rates"]
+    assert len(set(a["multipliers"].values())) > 1
+    # Four layers, each measured by one rank alone, at construction and after each step.
+    assert [x + y for x, y in zip(a["counts"], b["counts"], strict=True)] == [4] * 4
+
+
+def test_fsdp2_measures_gathered_weights(tmp_path: Path) -> None:
+    a, b = run("fsdp2", tmp_path)
+    for key in ("multipliers", "alphas", "rates", "after"):
+        assert a[key] == b[key]
+    assert a["first"] == pytest.approx(a["whole"], rel=1e-6)
+    assert a["alphas"] == pytest.approx(a["after"], rel=1e-6)
+    assert a["alphas"] != a["first"]
+
+
+def test_spectra_of_sharded_weights(tmp_path: Path) -> None:
+    """A rank that fails does not go on alone, where it would wait for the others."""
+    a, b = run("spectra_fsdp2", tmp_path)
+    assert a["kept"] == b["kept"] and len(a["kept"]) == 4
+    assert (a["error"], b["error"]) == (None, "OutOfMemoryError: no room")
+
+
+def test_measured_in_the_background(tmp_path: Path) -> None:
+    """As measured at ticks 3, 6 and 9, two ticks later; saved by one rank in between."""
+    a, b = run("background", tmp_path)
+    assert a == b
+    assert a["pending"] == 5
+    for tick in range(5, 10):
+        assert a["seen"][tick - 1] == a["expected"][2 if tick < 8 else 5]
+    assert a["again"][:10] == a["seen"][:10]  # the other one was updated by hand then
+    assert a["again"][10] == a["expected"][8] != a["seen"][10]
+    assert a["measurements"] == [4, 4]
+
+
+def test_sharded_weights_in_the_background_in_turn(tmp_path: Path) -> None:
+    a, b = run("background_fsdp2", tmp_path)
+    assert a == b
+    measured = 0
+    for tick in range(3, 13, 2):  # effects of the measurements at 2, 4, ...
+        for name, age in a["ages"][tick - 1].items():
+            alpha = a["alphas"][tick - 1][name]
+            if age == 0:
+                assert alpha == pytest.approx(a["whole"][tick - 2][name], rel=1e-6)
+                measured += 1
+            else:
+                assert alpha == a["alphas"][tick - 2][name]
+    assert 5 <= measured <= 10  # of 20
+    assert a["state"]["sketches"].keys() == a["ages"][0].keys()
+
+
+def test_a_failure_of_one_rank_in_the_background_is_raised_on_all(tmp_path: Path) -> None:
+    a, b = run("background_failure", tmp_path)
+    assert b["error"] == "OutOfMemoryError: no room"
+    assert "failed on another rank" in a["error"]
+    assert a["pending"] is b["pending"] is None  # it is raised once
+
+
+def test_a_failure_of_one_rank_on_the_spot_is_raised_on_all(tmp_path: Path) -> None:
+    a, b = run("failure", tmp_path)
+    assert b["error"] == "OutOfMemoryError: no room"
+    assert "failed on another rank" in a["error"]
+
+
+def test_a_snapshot_of_weights_that_are_gathered_just_now(tmp_path: Path) -> None:
+    """As they are after an evaluation, until the next step frees their memory."""
+    a, b = run("fsdp2_unsharded", tmp_path)
+    assert a == b
+    assert a["taken"] == pytest.approx(a["whole"], rel=1e-6)
+
+
+def test_ranks_agree_on_the_interval(tmp_path: Path) -> None:
+    a, b = run("overhead", tmp_path)
+    assert a["quiet"] == []
+    assert len(a["told"]) == 1
+    assert "which of the 2 ranks train one model" in a["told"][0]
+    assert a == b
+    assert a["interval"] == 10 and a["measured"] == [0, 2, 12, 22]  # 1.1 / (1.1 + 9.9)
+
+
+def test_lightning_ddp(tmp_path: Path) -> None:
+    pytest.importorskip("lightning.pytorch")
+    a, b = run("lightning", tmp_path)
+    assert a == b
+    assert len(set(a["multipliers"].values())) > 1
+    assert len(list(tmp_path.rglob("tempbalance.csv"))) == 1
+
+
+def test_lightning_fsdp2_and_its_resume(tmp_path: Path) -> None:
+    pytest.importorskip("lightning.pytorch")
+    a, b = run("lightning_fsdp2", tmp_path)
+    assert a == b
+    assert a["resumed"] == a["multipliers"]
+    assert a["resumed_rates"] == a["rates"]
