@@ -23,9 +23,10 @@ from tempbalance.balance.pending import Pending
 from tempbalance.balance.shared import Shared
 from tempbalance.layers import Host, Layer, Layers, find_layers
 from tempbalance.measure import LayerRecord
-from tempbalance.measure.attempt import Result, attempt, attempt_later
+from tempbalance.measure.attempt import Result, attempt
 from tempbalance.measure.method import Method
 from tempbalance.measure.ranks import found_group, sharded, side_group
+from tempbalance.measure.snapshot import attempt_later
 from tempbalance.measure.twins import theory_marks
 from tempbalance.words import some
 

@@ -13,7 +13,6 @@ from tempbalance.layers.hosts import find_hosts
 from tempbalance.layers.layer import Layer as Layer
 from tempbalance.layers.layer import Layers as Layers
 from tempbalance.layers.layer import Skipped as Skipped
-from tempbalance.layers.layer import random_twin as random_twin
 from tempbalance.layers.walk import (
     is_inside,
     is_parametrized,

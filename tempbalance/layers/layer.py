@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -93,17 +93,3 @@ class Layers:
     skipped: tuple[Skipped, ...]
     numel: int  # real numbers of the whole model, shared ones once
     hosts: tuple[Host, ...] = ()  # which parameters share a rate, found once with the layers
-
-
-def random_twin(layer: Layer, seed: int = 0) -> Layer:
-    """A layer of the same shape and device with independent Gaussian entries: no structure."""
-    weight = layer.tensors()[0]
-
-    def read() -> Tensor:
-        generator = torch.Generator().manual_seed(seed)
-        dtype = torch.complex64 if weight.is_complex() else torch.float32
-        # Where the generator is, whatever the default device.
-        values = torch.randn(layer.shape, generator=generator, dtype=dtype, device="cpu")
-        return values.to(weight.device)
-
-    return replace(layer, _read=read, copies=True)
