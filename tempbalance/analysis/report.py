@@ -275,6 +275,12 @@ def _table(report: Report) -> Iterator[str]:
     for layer in report.layers:
         if layer.outcome is not Outcome.OK:
             yield f"  {layer.message}"
+    if guessed := [layer for layer in report.layers if layer.guessed]:
+        yield (
+            f"  guessed, {sum(layer.numel for layer in guessed):,} parameters: taken for matrices "
+            "by name and shape; register a reader to say how they are read "
+            f"({', '.join(layer.name for layer in guessed[:3])}{', ...' * (len(guessed) > 3)})"
+        )
     reasons: dict[str, list[Skipped]] = {}
     for skipped in report.skipped:
         reasons.setdefault(skipped.reason, []).append(skipped)

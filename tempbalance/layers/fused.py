@@ -36,7 +36,7 @@ class Splitter:
             if pattern is not None:
                 self.unmatched.discard(pattern)
                 cut = split(matrix, self.fused[pattern])
-            elif self.alone and _is_qkv(name, weight):
+            elif self.alone and _is_qkv(name, parent, weight):
                 cut = split(matrix, 3, _heads(parent))
         return (Weight(weight.module, part) for part in cut)
 
@@ -44,17 +44,19 @@ class Splitter:
         return next((p for p in self.fused if any(fnmatch.fnmatchcase(n, p) for n in names)), None)
 
 
-def _is_qkv(name: str, weight: Weight) -> bool:
+def _is_qkv(name: str, parent: nn.Module | None, weight: Weight) -> bool:
     """Whether a weight is query, key and value in one: by name, type and shape."""
     if name.rpartition(".")[2] != "qkv" or not isinstance(_innermost(weight.module), nn.Linear):
         return False
+    if getattr(parent, "val_dim", None) != getattr(parent, "key_dim", None):
+        return False  # values are wider than queries and keys
     form = weight.form()
     return not form.reason and form.shape[1] == 3 * form.shape[2]
 
 
 def _heads(parent: nn.Module | None) -> int | None:
-    """How many heads keep their q, k and v together: timm's attention with ``head_first``."""
-    if getattr(parent, "head_first", False):
+    """How many heads keep their q, k and v together: timm's MaxViT, CoAtNet and TinyViT."""
+    if getattr(parent, "head_first", False) or hasattr(parent, "val_dim"):
         return int(getattr(parent, "num_heads", 1))
     return None
 

@@ -14,7 +14,7 @@ def reason_of_rest(module: nn.Module, path: str, parameter: nn.Parameter) -> str
     """What a parameter is, and where it could be a weight after all, what to do."""
     local = path.rpartition(".")[2]
     if is_norm(module):
-        return "a normalization vector has no spectrum"
+        return Role.NORM.value
     if (what := role(module, local)) is not None:
         return what.value
     if len(real_shape(parameter)) < 2:

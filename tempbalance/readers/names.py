@@ -17,6 +17,7 @@ KEEPS = "keeps the base learning rate"
 class Role(enum.Enum):
     """What a parameter is for; the value is the reason why it is not measured."""
 
+    NORM = "a normalization vector has no spectrum"
     POSITION = f"a position embedding is a table of vectors and {KEEPS}"
     TOKEN = f"a learned token or query is an embedding, not a matrix, and {KEEPS}"
     TABLE = f"an embedding or codebook is a table of vectors and {KEEPS}"
@@ -76,7 +77,10 @@ def role(module: nn.Module, name: str) -> Role | None:
         module: the module that holds it.
         name: its name there.
     """
-    if name == "weight" and re.search(r"embedding(1d|2d)?$", type(module).__name__.lower()):
+    kind = type(module).__name__.lower()
+    if re.search(r"norm(1d|2d|3d)?$", kind):
+        return Role.NORM
+    if name == "weight" and re.search(r"embedding(1d|2d)?$", kind):
         return Role.TABLE
     # The words of a matrix weigh more than all but a few: a query_proj is no query.
     known = _NO_MATRIX if is_weight(name) else _ROLES
