@@ -46,8 +46,6 @@ class Outcome(enum.Enum):
         """One sentence for a person: the layer, its shape, the meaning and the cure."""
         slices, rows, cols = layer.shape
         text = _MESSAGES[self].format(eigenvalues=slices * min(rows, cols), min_eigs=min_eigs)
-        if layer.guessed:
-            text += "; taken for a matrix by its name and shape, as no reader knows the module"
         return f"layer {layer.name!r} ({slices} x {rows} x {cols}): {text}"
 
 
@@ -83,6 +81,9 @@ _MESSAGES = {
 }
 
 
+GUESSED = "guessed: no reader knows its module; taken for a matrix by its name and shape"
+
+
 class MeasurementError(ValueError):
     """Raised by ``analyze(..., strict=True)`` for a layer that could not be measured in full."""
 
@@ -115,7 +116,7 @@ class LayerRecord:
     stable_rank: float | None = None  # sum of the eigenvalues / the largest
     alpha_hat: float | None = None  # alpha * log10 of the largest eigenvalue
     log_norm: float | None = None  # log10 of the sum of the eigenvalues
-    guessed: bool = False  # taken for a matrix by its name and shape, as no reader knows it
+    note: str | None = None  # what else there is to know: that the weight's form was guessed
     eigenvalues: npt.NDArray[np.float64] | None = field(default=None, repr=False, compare=False)
 
     def with_norms_of(self, weight: LayerRecord | None) -> LayerRecord:
@@ -147,7 +148,7 @@ def record_of(
         layer.numel,
         outcome,
         outcome.message(layer, min_eigs),
-        guessed=layer.guessed,
+        note=GUESSED if layer.guessed else None,
     )
     if outcome in (Outcome.NON_FINITE, Outcome.ALL_ZERO, Outcome.NOT_CONVERGED):
         return base

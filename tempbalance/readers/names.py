@@ -80,6 +80,8 @@ def role(module: nn.Module, name: str) -> Role | None:
     kind = type(module).__name__.lower()
     if re.search(r"norm(1d|2d|3d)?$", kind):
         return Role.NORM
+    if kind.endswith("scale"):  # LayerScale
+        return Role.SCALE
     if name == "weight" and re.search(r"embedding(1d|2d)?$", kind):
         return Role.TABLE
     # The words of a matrix weigh more than all but a few: a query_proj is no query.
