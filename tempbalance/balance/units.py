@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
-from tempbalance.assign.maps import Assignment, normalized
-from tempbalance.layers.find import Layer
+from tempbalance.assign import Assignment, normalized
+from tempbalance.layers import Layer
 
 Unit = str | Callable[[str], str]
 
@@ -28,7 +28,7 @@ def multipliers(
     names = {layer.name for layer in active}
     units: dict[str, list[Layer]] = {}
     for layer in layers:
-        units.setdefault(_unit(layer, unit, assign), []).append(layer)
+        units.setdefault(unit_of(layer, unit, assign), []).append(layer)
     means = []
     for members in units.values():
         known = [a for m in members if (a := alphas.get(m.name)) is not None]
@@ -51,7 +51,8 @@ def multipliers(
     return target
 
 
-def _unit(layer: Layer, unit: Unit, assign: Assignment) -> str:
+def unit_of(layer: Layer, unit: Unit, assign: Assignment) -> str:
+    """The name of the unit that a layer votes with."""
     if not assign.uses_alphas:  # nothing to average
         return layer.name
     if callable(unit):
