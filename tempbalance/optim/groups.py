@@ -7,108 +7,17 @@ is changed in place: options, state and the objects it holds stay as they were.
 from __future__ import annotations
 
 import itertools
-import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from tempbalance.layers.find import Layers, join, named_modules
+from tempbalance.layers.layer import Host, Layers
 from tempbalance.optim.scaled import KEY
-from tempbalance.readers import is_norm
 
 Group = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Host:
-    """Parameters that must share a rate: those of one layer, or of layers with a weight in common.
-
-    ``name`` is the layer's, or what the names of several have in common (q, k and v of one
-    attention); ``layers`` are the layers' names; ``norms`` the normalizations that follow.
-    """
-
-    name: str
-    layers: tuple[str, ...]
-    parameters: tuple[nn.Parameter, ...]
-    norms: tuple[str, ...] = ()
-
-
-def find_hosts(model: nn.Module, found: Layers) -> list[Host]:
-    """The hosts of a model, in definition order, each normalization bound to one.
-
-    A normalization follows, within its parent module: the layer of the same number (``bn3`` and
-    ``conv3``), else the nearest layer before it, else the nearest after it. One without any keeps
-    the base rate.
-    """
-    merged: list[tuple[list[str], list[nn.Parameter]]] = []
-    where: dict[int, int] = {}
-    host_of_layer: dict[str, int] = {}
-    for layer in found.layers:
-        parameters = layer.tensors()
-        index = next((where[id(p)] for p in parameters if id(p) in where), len(merged))
-        if index == len(merged):
-            merged.append(([], []))
-        merged[index][0].append(layer.name)
-        host_of_layer[layer.name] = index
-        for p in parameters:
-            if id(p) not in where:
-                where[id(p)] = index
-                merged[index][1].append(p)
-    norms: dict[int, list[str]] = {}
-    for norm_name, norm, layer_name in _bindings(model, found):
-        index = host_of_layer[layer_name]
-        own = [p for p in norm.parameters() if id(p) not in where]
-        where.update((id(p), index) for p in own)
-        merged[index][1].extend(own)
-        if own:
-            norms.setdefault(index, []).append(norm_name)
-    return [
-        Host(_common(names), tuple(names), tuple(parameters), tuple(norms.get(i, ())))
-        for i, (names, parameters) in enumerate(merged)
-    ]
-
-
-def _bindings(model: nn.Module, found: Layers) -> Iterable[tuple[str, nn.Module, str]]:
-    """(name, module, layer) for every normalization that has a host."""
-    modules = list(named_modules(model))
-    position = {id(module): i for i, (_, module) in enumerate(modules)}
-    places = [(position[id(layer.module)], layer.name) for layer in found.layers]
-    layers = [(place, modules[place][0], name) for place, name in places]
-    for i, (name, module) in enumerate(modules):
-        if not is_norm(module):
-            continue
-        parent, _, local = name.rpartition(".")
-        family = [
-            (place, layer_name, module_name)
-            for place, module_name, layer_name in layers
-            if not parent or module_name.startswith(parent + ".")
-        ]
-        number = re.fullmatch(r"\D+(\d+)", local)
-        same = [
-            layer_name
-            for _, layer_name, module_name in family
-            if number
-            and (m := re.fullmatch(r"\D+(\d+)", module_name[len(parent) :].lstrip(".")))
-            and m[1] == number[1]
-        ]
-        before = [layer_name for place, layer_name, _ in family if place < i]
-        after = [layer_name for place, layer_name, _ in family if place > i]
-        host = same[:1] or before[-1:] or after[:1]
-        if host:
-            yield name, module, host[0]
-
-
-def _common(names: Sequence[str]) -> str:
-    """The name of a host: its only layer's, or the part that all its layers' names begin with."""
-    if len(names) == 1:
-        return names[0]
-    columns = zip(*(name.split(".") for name in names), strict=False)
-    same = itertools.takewhile(lambda column: len(set(column)) == 1, columns)
-    return join(*(column[0] for column in same)) or "+".join(names)
 
 
 class Grouping:
@@ -136,7 +45,7 @@ class Grouping:
 
     def split(self, model: nn.Module, found: Layers, start: int = 0) -> list[int]:
         """Split the groups from ``start`` on; for every group the index of the one it came from."""
-        self.hosts = find_hosts(model, found)
+        self.hosts = list(found.hosts)
         host_of = {id(p): host for host in self.hosts for p in host.parameters}
         groups = self.optimizer.param_groups
         known = len(self.original)
@@ -169,7 +78,7 @@ class Grouping:
 
     def locate(self, model: nn.Module, found: Layers) -> None:
         """Look up again which layers each group holds; one that holds several hosts has none."""
-        self.hosts = find_hosts(model, found)
+        self.hosts = list(found.hosts)
         host_of = {id(p): host for host in self.hosts for p in host.parameters}
         self.layers = []
         self._first = [id(group["params"][0]) for group in self.optimizer.param_groups]

@@ -19,12 +19,11 @@ from torch.optim import Optimizer
 
 from tempbalance.balance.balancer import Balancer
 from tempbalance.balance.messages import TAKEN_OVER, warn
+from tempbalance.layers.layer import Host
 from tempbalance.optim.claims import claim, release, renounce
 from tempbalance.optim.groups import (
     Group,
-    Host,
     check_optimizer,
-    find_hosts,
     innermost,
     parameters_of,
     partition,
@@ -75,7 +74,6 @@ class StepHooks:
         self.balancer = Balancer(model, partial(parameters_of, optimizer), every=every, **options)
         if release(optimizer) is not None:
             warn(TAKEN_OVER)
-        self._model = model
         self._known = self._ids()
         self._hosts: dict[int, Host] = {}
         self._whole: list[Group] | None = None  # the user's groups, while a step runs
@@ -126,8 +124,7 @@ class StepHooks:
 
     def _find_hosts(self) -> None:
         self._found = self.balancer.found
-        hosts = find_hosts(self._model, self.balancer.found)
-        self._hosts = {id(p): host for host in hosts for p in host.parameters}
+        self._hosts = {id(p): host for host in self._found.hosts for p in host.parameters}
 
     def _before_step(self) -> None:
         self._restore()  # where the last step raised between the hooks

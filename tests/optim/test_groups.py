@@ -13,7 +13,7 @@ from torch import nn
 from torch.optim import lr_scheduler as lrs
 
 from tempbalance.layers.find import find_layers
-from tempbalance.optim.groups import Grouping, find_hosts
+from tempbalance.optim.groups import Grouping
 from tempbalance.optim.schedules import expand_scheduler, extend_scheduler
 
 
@@ -23,9 +23,7 @@ def split(optimizer: torch.optim.Optimizer, model: nn.Module) -> Grouping:
 
 def norms(model: nn.Module) -> dict[str, str]:
     """Normalization -> the name of its host."""
-    return {
-        norm: host.name for host in find_hosts(model, find_layers(model)) for norm in host.norms
-    }
+    return {norm: host.name for host in find_layers(model).hosts for norm in host.norms}
 
 
 # --- any model, any groups of the user's ---------------------------------------------------------
@@ -214,15 +212,15 @@ def test_a_norm_without_a_layer_keeps_the_base_rate() -> None:
 
 def test_hosts_of_tied_and_fused_weights() -> None:
     model = nn.TransformerEncoderLayer(8, 2, 16)
-    by_name = {host.name: host for host in find_hosts(model, find_layers(model))}
+    by_name = {host.name: host for host in find_layers(model).hosts}
     assert by_name["self_attn"].layers == ("self_attn.q", "self_attn.k", "self_attn.v")
     own = {id(p) for p in by_name["self_attn"].parameters}
     assert own == {id(model.self_attn.in_proj_weight), id(model.self_attn.in_proj_bias)}
     tied = nn.Sequential(nn.Linear(8, 8, bias=False), nn.Linear(8, 8, bias=False))
     tied[1].weight = tied[0].weight
-    assert [h.layers for h in find_hosts(tied, find_layers(tied))] == [("0",)]
+    assert [h.layers for h in find_layers(tied).hosts] == [("0",)]
     model = nn.ModuleDict({"x": nn.Linear(8, 24), "y": nn.Linear(8, 8)})
-    hosts = find_hosts(model, find_layers(model, {"x": 3}))
+    hosts = find_layers(model, {"x": 3}).hosts
     assert [len(h.layers) for h in hosts] == [3, 1] and hosts[0].name == "x"
 
 
