@@ -104,8 +104,8 @@ class Balancer(Tracker):
                 "(tempbalance.readers.register)"
             )
         elif voters and (coverage := self.coverage) < _HALF:
-            left = sorted(self.found.skipped, key=lambda s: -s.numel)[:1]
-            why = f" The largest part that is not: {left[0].name}, {left[0].reason}." if left else ""
+            left = max(self.found.skipped, key=lambda s: s.numel, default=None)
+            why = f" The largest part that is not: {left.name}, {left.reason}." if left else ""
             warn(
                 f"{len(self.layers)} layers with {coverage:.0%} of the parameters are balanced; "
                 f"the others keep the base rate.{why} tempbalance.analyze(model) lists every "

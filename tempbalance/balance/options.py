@@ -133,13 +133,11 @@ class Options:
             )
 
 
-class Given(TypedDict, total=False):
-    """:class:`Options` as keywords, all of which may be left out."""
+class GivenRest(TypedDict, total=False):
+    """:class:`Options` as keywords, all of which may be left out, but for assign and every."""
 
     windows: Windows
     fit: Fit
-    assign: Assignment
-    every: int
     start: int
     stop: int | None
     hold: int | None
@@ -157,6 +155,18 @@ class Given(TypedDict, total=False):
     budget: int
     process_group: dist.ProcessGroup | None
     delay: int
+
+
+class GivenAssign(GivenRest, total=False):
+    """:class:`Options` as keywords, but for every."""
+
+    assign: Assignment
+
+
+class Given(GivenAssign, total=False):
+    """:class:`Options` as keywords."""
+
+    every: int
 
 
 NAMES = tuple(field.name for field in dataclasses.fields(Options))
@@ -197,7 +207,12 @@ def with_options(*, without: tuple[str, ...] = (), **defaults: Any) -> Callable[
         init: Any = cls.__init__  # type: ignore[misc]
         own = inspect.signature(init)
         hints = get_type_hints(Options)
-        named = [p for p in own.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+        types = get_type_hints(init)
+        named = [
+            p.replace(annotation=types.get(p.name, p.annotation))
+            for p in own.parameters.values()
+            if p.kind is not inspect.Parameter.VAR_KEYWORD
+        ]
         taken = {p.name for p in named} | set(without)
         more = [
             inspect.Parameter(
@@ -209,7 +224,7 @@ def with_options(*, without: tuple[str, ...] = (), **defaults: Any) -> Callable[
             for field in dataclasses.fields(Options)
             if field.name not in taken
         ]
-        init.__signature__ = own.replace(parameters=[*named, *more])
+        init.__signature__ = own.replace(parameters=[*named, *more], return_annotation=None)
         return cls
 
     return show

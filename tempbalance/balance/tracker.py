@@ -20,6 +20,7 @@ from tempbalance.balance.background import Job
 from tempbalance.balance.messages import Messages
 from tempbalance.balance.options import Given, Options, checked, with_options
 from tempbalance.balance.pending import Pending
+from tempbalance.balance.shared import Shared
 from tempbalance.layers import Host, Layer, Layers, find_layers
 from tempbalance.measure import LayerRecord
 from tempbalance.measure.attempt import Result, attempt, attempt_later
@@ -71,6 +72,7 @@ class Tracker:
         self._measurements = 0
         self._alphas: dict[str, float | None] = {}
         self._messages = Messages()
+        self.shared: Shared | None = None  # set by what balances one optimizer together
         # A ParameterList is callable too, as every module.
         function = callable(parameters) and not isinstance(parameters, nn.Module)
         held = parameters if parameters is None or function else list(parameters)  # type: ignore
@@ -252,11 +254,16 @@ class Tracker:
         delay = 0 if now else self._delay()
         pending = Pending(self._tick, self._tick + delay, [layer.name for layer in layers])
         if not delay:
-            self._take(attempt(layers, self._method, self._group))
+            self._take(self._result_now(layers))
             return
         work = attempt_later(layers, self._method, self._side_group())
         pending.source = self._job = Job(work, after=self._job)
         self._pending = pending
+
+    def _result_now(self, layers: Sequence[Layer]) -> Result:
+        if self.shared is None:
+            return attempt(layers, self._method, self._group)
+        return self.shared.result(self, layers, self._method, self._group)
 
     def _collect(self, pending: Pending) -> None:
         """A measurement from the background takes effect."""

@@ -7,6 +7,7 @@ differ in the field, and in the schedules that they step.
 from __future__ import annotations
 
 import logging
+import weakref
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar, Literal
@@ -17,11 +18,12 @@ from torch.optim import Optimizer
 from tempbalance.balance.balancer import Balancer
 from tempbalance.balance.messages import TAKEN_OVER, warn
 from tempbalance.balance.options import Given
+from tempbalance.balance.shared import Shared
 from tempbalance.optim.checks import check_clock, check_optimizer, check_parameters
 from tempbalance.optim.claims import claim, claims, release, renounce
 from tempbalance.optim.group_state import compare_groups, expand_state, is_unsplit, refuse_others
 from tempbalance.optim.groups import Grouping, parameters_of
-from tempbalance.optim.scaled import Scaled, Value, put_back_all_but
+from tempbalance.optim.scaled import Scaled, put_back_all_but
 from tempbalance.optim.schedules import check_scheduler, expand_scheduler, extend_scheduler, kept
 from tempbalance.optim.weakly import calling
 
@@ -64,6 +66,7 @@ class Balanced:
         self.balancer = self._new_balancer(model, optimizer, options)
         self._take_over(fields)  # now that the options are known to be good
         self._schedules = list(schedules)
+        self._shared = self.balancer.shared = self._find_shared()
         self.grouping = self._split()
         self._found = self.balancer.found
         self._scaled = {name: Scaled(optimizer, name) for name in fields}
@@ -76,7 +79,7 @@ class Balanced:
             optimizer.register_step_pre_hook(calling(self, "_before_step")),
         ]
         for name, scaled in self._scaled.items():
-            claim(optimizer, name, _weakly(self), scaled)
+            claim(optimizer, name, weakref.ref(self), scaled)
 
     def _new_balancer(self, model: nn.Module, optimizer: Optimizer, options: Given) -> Balancer:
         return Balancer(model, partial(parameters_of, optimizer), **options)
@@ -85,6 +88,11 @@ class Balanced:
         """End what scales these fields already."""
         if release(self.optimizer, fields):
             warn(TAKEN_OVER)
+
+    def _find_shared(self) -> Shared:
+        """What is measured for another that balances this optimizer need not be measured twice."""
+        owners: list[Any] = [one.owner() for one in claims(self.optimizer).values()]
+        return next((x._shared for x in owners if isinstance(x, Balanced)), Shared())
 
     def _split(self) -> Grouping:
         """Groups and schedules split by layer; all as they were where one cannot follow."""
@@ -197,7 +205,8 @@ class Balanced:
 
     def _put_back(self) -> bool:
         """Base values into the groups; whether somebody else had changed one meanwhile."""
-        return any([scaled.put_back() for scaled in self._scaled.values()])
+        changed = [scaled.put_back() for scaled in self._scaled.values()]
+        return any(changed)
 
     def _scale(self) -> None:
         if self._found is not self.balancer.found:  # looked for again: names may have changed
@@ -254,6 +263,7 @@ class Balanced:
     # --- the optimizer's hooks -----------------------------------------------------------------
 
     def _before_step(self, *_: Any) -> None:
+        self._shared.moment += 1
         if len(self.optimizer.param_groups) != len(self._main.base):
             self._take_in_new_groups()
         self._look_after_schedules()
@@ -321,16 +331,20 @@ class Balanced:
                 f"this is the state of what balances {state_dict['field']!r}; a "
                 f"{type(self).__name__} balances {self.field!r}"
             )
+        self._check_schedules(state_dict)
         compare_groups(state_dict["groups"], self.grouping.names)
-        self._load_schedules(state_dict)
         self.balancer.load_state_dict(state_dict["balancer"])
+        self._load_schedules(state_dict)
         for name, scaled in self._scaled.items():
             if name in state_dict["bases"]:  # else an option of this run alone
                 scaled.load(state_dict["bases"][name])
         self._scale()
 
+    def _check_schedules(self, state_dict: Mapping[str, Any]) -> None:
+        """Refuse the state of another schedule, before anything is touched."""
+
     def _load_schedules(self, state_dict: Mapping[str, Any]) -> None:
-        """What is stepped here takes its own state, or refuses it."""
+        """What is stepped here takes its own state."""
 
     def _log_coverage(self) -> None:
         logger.info(
@@ -339,12 +353,3 @@ class Balanced:
             len(self.optimizer.param_groups),
             100 * self.balancer.coverage,
         )
-
-
-def _weakly(owner: Balanced) -> Any:
-    import weakref
-
-    return weakref.ref(owner)
-
-
-__all__ = ["VERSION", "Balanced", "Clock", "Value"]

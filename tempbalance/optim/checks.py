@@ -55,6 +55,15 @@ def check_optimizer(optimizer: Optimizer, fields: Iterable[str] = ("lr",)) -> No
                 )
 
 
+def check_decay(optimizer: Optimizer) -> None:
+    """Raises ValueError where no group has a weight decay."""
+    if not any(float(group.get("weight_decay") or 0.0) for group in optimizer.param_groups):
+        raise ValueError(
+            f"no param group of {type(optimizer).__name__} has a weight decay: there is nothing to "
+            "multiply. Give the optimizer a weight_decay above 0"
+        )
+
+
 def check_parameters(optimizer: Optimizer, model: Any) -> None:
     """Refuse an optimizer that holds none of the model's parameters, and what is no model.
 

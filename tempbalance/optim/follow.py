@@ -36,3 +36,23 @@ def built_on(optimizer: Optimizer) -> list[LRScheduler]:
 def _children(schedule: Any) -> list[Any]:
     base = getattr(schedule, "base", None)
     return [*getattr(schedule, "_schedulers", ()), *([] if base is None else [base])]
+
+
+def check_not_forgotten(optimizer: Optimizer, base: LRScheduler | None) -> None:
+    """Refuse to go on beside a schedule that was built on the optimizer and not passed.
+
+    Its lists have an entry a param group: after the split its next step would fail.
+
+    Raises:
+        ValueError: naming the line to write.
+    """
+    if base is not None:
+        return
+    forgotten = [one for one in built_on(optimizer) if not hasattr(one, "balancer")]
+    if forgotten:
+        name = type(forgotten[0]).__name__
+        raise ValueError(
+            f"a {name} was built on this optimizer and not passed: write "
+            f"TempBalanceLR(optimizer, model, schedule) with that {name}, and step the "
+            "TempBalanceLR in its place"
+        )

@@ -16,7 +16,7 @@ from tempbalance.balance.options import Given, check_names, with_options
 from tempbalance.optim.balanced import Balanced, Clock
 from tempbalance.optim.checks import check_base, innermost
 from tempbalance.optim.claims import claims, release
-from tempbalance.optim.follow import steps_of
+from tempbalance.optim.follow import check_not_forgotten, steps_of
 from tempbalance.optim.scaled import Value
 from tempbalance.optim.schedules import expand_scheduler
 from tempbalance.words import some
@@ -84,13 +84,12 @@ class TempBalanceLR(Balanced, LRScheduler):
         if isinstance(base, TempBalanceLR):
             raise TypeError("base is a TempBalanceLR already: pass the schedule inside it")
         check_base(optimizer, base)
+        check_not_forgotten(optimizer, base)
         self.base = base
         self._base_steps = steps_of(base)
         self._base_alone = False
         inverse = ("weight_decay",) if keep_decay else ()
-        super().__init__(
-            optimizer, model, [] if base is None else [base], clock, inverse, options
-        )
+        super().__init__(optimizer, model, [] if base is None else [base], clock, inverse, options)
         if clock == "step":
             self.begin()
         self._log_coverage()
@@ -235,7 +234,7 @@ class TempBalanceLR(Balanced, LRScheduler):
             self._take_in_new_groups()
             self._adopt(state_dict)
 
-    def _load_schedules(self, state_dict: Mapping[str, Any]) -> None:
+    def _check_schedules(self, state_dict: Mapping[str, Any]) -> None:
         if (state_dict["base"] is None) != (self.base is None):
             has, wants = ("a", "none") if self.base is None else ("no", "one")
             raise ValueError(f"the checkpoint has {has} base schedule; this scheduler has {wants}")
@@ -244,6 +243,8 @@ class TempBalanceLR(Balanced, LRScheduler):
                 f"the base schedule was {state_dict['schedule']} in the run that saved the "
                 f"checkpoint and is {type(self.base).__name__} here; build the same one"
             )
+
+    def _load_schedules(self, state_dict: Mapping[str, Any]) -> None:
         if self.base is not None:
             self.base.load_state_dict(copy.deepcopy(dict(state_dict["base"])))
             self._base_steps = steps_of(self.base)
