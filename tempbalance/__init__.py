@@ -1,19 +1,24 @@
 """Layer-wise learning rates from the spectra of the weights (TempBalance with FARMS)."""
 
 from tempbalance.analysis.report import Report, analyze
-from tempbalance.assign.maps import (
+from tempbalance.assign import (
     Averaged,
     Clipped,
     Constant,
+    DepthDecay,
+    DepthLinear,
     Frozen,
     LinearMap,
     Log2Share,
+    PerBlock,
     PerType,
+    Population,
     RankMap,
     Reversed,
     Shuffled,
     SigmoidMap,
     SqrtShare,
+    StandardSigmoid,
 )
 from tempbalance.balance.balancer import Balancer, BalanceWarning
 from tempbalance.measure.measurement import LayerRecord, MeasurementError, Outcome
@@ -30,6 +35,8 @@ __all__ = [
     "Balancer",
     "Clipped",
     "Constant",
+    "DepthDecay",
+    "DepthLinear",
     "Farms",
     "Frozen",
     "Hill",
@@ -40,13 +47,16 @@ __all__ = [
     "MeasurementError",
     "Outcome",
     "PeakFit",
+    "PerBlock",
     "PerType",
+    "Population",
     "RankMap",
     "Report",
     "Reversed",
     "Shuffled",
     "SigmoidMap",
     "SqrtShare",
+    "StandardSigmoid",
     "StepHooks",
     "TempBalanceLR",
     "WholeMatrix",

@@ -16,7 +16,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from tempbalance.assign.maps import Assignment, Clipped, LinearMap, check_assignment
+from tempbalance.assign import Assignment, Clipped, check_assignment
+from tempbalance.assign.maps import LinearMap
 from tempbalance.balance import overhead
 from tempbalance.balance.background import Job
 from tempbalance.balance.checks import (
