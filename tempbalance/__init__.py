@@ -24,6 +24,7 @@ from tempbalance.balance.balancer import Balancer, BalanceWarning
 from tempbalance.measure.measurement import LayerRecord, MeasurementError, Outcome
 from tempbalance.optim.hooks import StepHooks
 from tempbalance.optim.scheduler import TempBalanceLR
+from tempbalance.spectra.by_layer import ByLayer
 from tempbalance.spectra.powerlaw import Hill, KSFit, PeakFit
 from tempbalance.spectra.windows import Farms, WholeMatrix
 
@@ -33,6 +34,7 @@ __all__ = [
     "Averaged",
     "BalanceWarning",
     "Balancer",
+    "ByLayer",
     "Clipped",
     "Constant",
     "DepthDecay",

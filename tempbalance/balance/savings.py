@@ -16,7 +16,7 @@ from tempbalance.balance.sketch import changes, decode, encode, sketches
 from tempbalance.layers.find import Layer
 from tempbalance.measure.ranks import largest
 from tempbalance.measure.sharing import cost
-from tempbalance.spectra.windows import Windows
+from tempbalance.spectra.by_layer import AnyWindows
 
 _MAX_AGE = 10
 
@@ -92,7 +92,7 @@ class Ages:
         self,
         layers: Sequence[Layer],
         alphas: Mapping[str, float | None],
-        windows: Windows,
+        windows: AnyWindows,
         group: dist.ProcessGroup | None,
         everything: bool = False,
     ) -> Choice:
@@ -164,7 +164,7 @@ class Ages:
         self,
         needed: Sequence[Layer],
         layers: Sequence[Layer],
-        windows: Windows,
+        windows: AnyWindows,
         limit: int | float,
     ) -> list[Layer]:
         """The first of those that wait longest, in definition order among equals."""

@@ -26,6 +26,7 @@ from tempbalance.measure.records import (
     unscaled,
 )
 from tempbalance.measure.sharing import cost, exchange, owners
+from tempbalance.spectra.by_layer import AnyWindows, WindowsLike, checked_windows, windows_of
 from tempbalance.spectra.cuda_graphs import only_replayed
 from tempbalance.spectra.powerlaw import Fit, Hill
 from tempbalance.spectra.spectrum import (
@@ -40,7 +41,7 @@ from tempbalance.spectra.spectrum import (
     unit_scales,
 )
 from tempbalance.spectra.table import COLUMNS, DOUBT, SCALE, TOTAL, table, tail_ends
-from tempbalance.spectra.windows import Farms, Windows
+from tempbalance.spectra.windows import Farms
 
 __all__ = [
     "DEFAULT_BUDGET",
@@ -61,7 +62,7 @@ _Values = npt.NDArray[np.float64]
 def measure(
     layers: Sequence[Layer],
     *,
-    windows: Windows = Farms(),
+    windows: WindowsLike = Farms(),
     fit: Fit = Hill(),
     min_eigs: int = 10,
     budget: int = DEFAULT_BUDGET,
@@ -76,7 +77,7 @@ def measure(
 
     Args:
         layers: as from :func:`tempbalance.layers.find.find_layers`.
-        windows: which submatrices.
+        windows: which submatrices, for all layers or by patterns of names and types.
         fit: the power-law fit.
         min_eigs: a layer with fewer eigenvalues gets no alpha.
         budget: extra memory in bytes. What a single window cannot do without (twice its Gram
@@ -119,7 +120,7 @@ class Measurement:
         self,
         layers: Sequence[Layer],
         *,
-        windows: Windows = Farms(),
+        windows: WindowsLike = Farms(),
         fit: Fit = Hill(),
         min_eigs: int = 10,
         budget: int = DEFAULT_BUDGET,
@@ -130,12 +131,13 @@ class Measurement:
         beside: bool = False,
     ) -> None:
         self._layers, self._min_eigs, self._group = list(layers), min_eigs, group
-        self._owners = owners(layers, windows, group)
+        chosen = checked_windows(windows, layers)
+        self._owners = owners(layers, chosen, group)
         rank = dist.get_rank(group) if group is not None else 0
         self._mine = [owner == rank for owner in self._owners]
         # Told by the model, which may have changed when the ranks meet.
         self._near = [x for layer in layers for x in layer.tensors()] if group is not None else []
-        self._engine = _Engine(layers, self._mine, windows, fit, budget, keep_spectra, progress)
+        self._engine = _Engine(layers, self._mine, chosen, fit, budget, keep_spectra, progress)
         self._rows = np.zeros((len(layers), COLUMNS))
         self._values: list[_Values | None] = [None] * len(layers)
         self._error: BaseException | None = None
@@ -242,15 +244,15 @@ class _Engine:
         self,
         layers: Sequence[Layer],
         mine: Sequence[bool],
-        windows: Windows,
+        windows: AnyWindows,
         fit: Fit,
         budget: int,
         keep_spectra: bool,
         progress: Callable[[float], None] | None,
     ) -> None:
-        self.layers, self.mine, self.windows, self.fit = layers, mine, windows, fit
+        self.layers, self.mine, self.fit = layers, mine, fit
+        self.windows = [windows_of(windows, layer) for layer in layers]
         self.budget, self.keep_spectra, self.progress = budget, keep_spectra, progress
-        self.pooled = windows.pool == "spectrum"
         self.workers = torch.get_num_threads()  # of the constructing thread: the user's
         self.wide = False
         self.costs = {i: cost(x, windows) for i, x in enumerate(layers) if mine[i]}
@@ -315,30 +317,29 @@ class _Engine:
         part.tasks = [
             Task(
                 slices,
-                self.windows.grid(*layer.shape[1:]),
+                self.windows[i].grid(*self.layers[i].shape[1:]),
                 scale,
-                layer.name,
+                self.layers[i].name,
                 self.wide and on_pool(slices.device),
             )
-            for (layer, slices), scale in zip(
-                ((self.layers[i], s) for i, s in part.slices.items()), scales, strict=True
-            )
+            for (i, slices), scale in zip(part.slices.items(), scales, strict=True)
         ]
         share = sum(self.costs[i] for i in part.slices) / sum(self.costs.values())
         progress = (
             None if self.progress is None else functools.partial(_scaled, self.progress, share)
         )
         part.eigenvalues = spectra(part.tasks, self.budget, progress, self.workers, wait)
-        part.table = self._table(part.tasks, part.eigenvalues)
+        part.table = self._table(part.tasks, part.eigenvalues, self._pooled(part))
 
     def _second_look(self, part: _Part, rows: _Values, kept: list[_Values | None]) -> None:
         """Redo in float64 the windows that need it, of the layers where the table has a doubt."""
         doubtful = [i for i, row in enumerate(rows) if row[DOUBT] and row[SCALE]]
         if not doubtful:
             return
+        pooled = self._pooled(part)
         masks = [
-            needs_float64(e.double(), tail_ends(e, self.fit, self.pooled))
-            for e in (part.eigenvalues[i] for i in doubtful)
+            needs_float64(e.double(), tail_ends(e, self.fit, pooled[i]))
+            for i, e in ((i, part.eigenvalues[i]) for i in doubtful)
         ]
         # One transfer for all of them: which windows they are decides what is computed.
         flat = torch.cat([mask.flatten() for mask in masks]).cpu()
@@ -353,13 +354,19 @@ class _Engine:
         tasks = [part.tasks[i] for i, _ in redo]
         before = [(part.tasks[i], part.eigenvalues[i], mask) for i, mask in redo]
         better = spectra_float64(before, self.budget, self.workers)
-        again, kept_again = self._to_host(self._table(tasks, better), better)
+        again, kept_again = self._to_host(
+            self._table(tasks, better, [pooled[i] for i, _ in redo]), better
+        )
         for (i, _), row, keep in zip(redo, again, kept_again, strict=True):
             rows[i], kept[i] = row, keep
 
-    def _table(self, tasks: list[Task], eigenvalues: list[Tensor]) -> Tensor:
+    def _pooled(self, part: _Part) -> list[bool]:
+        """For each layer of a part, whether all its windows are fitted as one spectrum."""
+        return [self.windows[i].pool == "spectrum" for i in part.slices]
+
+    def _table(self, tasks: list[Task], eigenvalues: list[Tensor], pooled: list[bool]) -> Tensor:
         scales = torch.stack([task.scale for task in tasks])
-        return table(eigenvalues, scales, self.fit, self.pooled, self.budget)
+        return table(eigenvalues, scales, self.fit, pooled, self.budget)
 
     def _to_host(
         self, on_device: Tensor, eigenvalues: list[Tensor]

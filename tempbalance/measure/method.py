@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from tempbalance.spectra.by_layer import AnyWindows, checked_windows
 from tempbalance.spectra.powerlaw import Fit
-from tempbalance.spectra.windows import Windows
 from tempbalance.words import check_kind
 
 
@@ -14,7 +14,7 @@ from tempbalance.words import check_kind
 class Method:
     """How layers are measured; see :func:`tempbalance.measure.measurement.measure`."""
 
-    windows: Windows
+    windows: AnyWindows
     fit: Fit
     min_eigs: int
     budget: int
@@ -29,7 +29,5 @@ def check_engine(windows: Any, fit: Any, budget: Any) -> None:
     """Raises TypeError where windows or fit are a name or a class; ValueError for the budget."""
     if not isinstance(budget, int) or budget < 1:
         raise ValueError(f"budget must be a number of bytes of at least 1, got {budget!r}")
-    check_kind(
-        "windows", windows, hasattr(windows, "grid"), "an object such as Farms() or WholeMatrix()"
-    )
+    checked_windows(windows)
     check_kind("fit", fit, callable(fit), "an object such as Hill() or KSFit()")
