@@ -100,11 +100,19 @@ def test_the_second_look_in_float64_pools_by_layer_too() -> None:
         module.weight.data = (u * s * 10 ** torch.linspace(0, -5, len(s)) @ v).view_as(
             module.weight
         )
-    layers = find_layers(model).layers
-    for record in measure(layers, windows=PUBLISHED):
-        windows = tb.ByLayer(PUBLISHED).of(record)
-        wanted = measure([x for x in layers if x.name == record.name], windows=windows)[0]
-        twice = measure(find_layers(copy.deepcopy(model).double()).layers, windows=PUBLISHED)
-        exact = next(r for r in twice if r.name == record.name)
-        assert record == wanted
-        assert record.alpha == pytest.approx(exact.alpha, rel=1e-5)
+    conv, linear = measure(find_layers(model).layers, windows=PUBLISHED)
+    matrix = model[0].weight.data.flatten(1).double()  # 40 x 12: three blocks of 12 x 12
+    blocks = [hill(squares(matrix[12 * i : 12 * i + 12])) for i in range(3)]
+    assert conv.alpha == pytest.approx(sum(blocks) / 3, rel=1e-9)
+    pieces = [model[2].weight.data.double()[r : r + 10, c : c + 10]
+              for r in (0, 15, 30) for c in (0, 15, 30)]  # fmt: skip
+    assert linear.alpha == pytest.approx(hill(torch.cat([squares(p) for p in pieces])), rel=1e-5)
+
+
+def squares(matrix: torch.Tensor) -> torch.Tensor:
+    return torch.linalg.svdvals(matrix) ** 2
+
+
+def hill(values: torch.Tensor) -> float:
+    tail = values.sort().values[len(values) // 2 :]
+    return 1 + len(tail) / (tail / tail[0]).log().sum().item()
