@@ -14,9 +14,8 @@ from torch import Tensor
 
 from tempbalance.balance.sketch import changes, decode, encode, sketches
 from tempbalance.layers.find import Layer
-from tempbalance.measure.ranks import largest
-from tempbalance.measure.sharing import cost
-from tempbalance.spectra.by_layer import AnyWindows
+from tempbalance.measure.ranks import cost, largest
+from tempbalance.spectra.windows import Windows
 
 _MAX_AGE = 10
 
@@ -92,7 +91,7 @@ class Ages:
         self,
         layers: Sequence[Layer],
         alphas: Mapping[str, float | None],
-        windows: AnyWindows,
+        windows: Windows,
         group: dist.ProcessGroup | None,
         everything: bool = False,
     ) -> Choice:
@@ -164,7 +163,7 @@ class Ages:
         self,
         needed: Sequence[Layer],
         layers: Sequence[Layer],
-        windows: AnyWindows,
+        windows: Windows,
         limit: int | float,
     ) -> list[Layer]:
         """The first of those that wait longest, in definition order among equals."""

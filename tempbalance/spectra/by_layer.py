@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from tempbalance.spectra.windows import Windows
+from tempbalance.spectra.grid import Windows
 
 WANTED = "an object such as Farms() or WholeMatrix(), or a mapping from patterns to such objects"
 
