@@ -21,7 +21,8 @@ from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 import tempbalance as tb
-from tempbalance.measure import measurement as engine
+from tempbalance.measure import engine, measure
+from tempbalance.measure.measurement import Measurement
 
 
 def _counted() -> list[int]:
@@ -129,7 +130,7 @@ def background(rank: int) -> dict[str, Any]:
     expected, seen, again = [], [], []
     for tick in range(1, 12):
         train_step(model, optimizer, 2 * tick + rank)
-        expected.append({r.name: r.alpha for r in engine.measure(layers, group=dist.group.WORLD)})
+        expected.append({r.name: r.alpha for r in measure(layers, group=dist.group.WORLD)})
         for balancer in balancers:
             balancer.step()
         seen.append(balancers[0].alphas)
@@ -215,10 +216,10 @@ def fsdp2_unsharded(rank: int) -> dict[str, Any]:
     fully_shard(model[0], mesh=mesh)
     fully_shard(model, mesh=mesh)
     layers = find_layers(model).layers
-    whole = {r.name: r.alpha for r in engine.measure(layers, group=dist.group.WORLD)}
+    whole = {r.name: r.alpha for r in measure(layers, group=dist.group.WORLD)}
     with torch.no_grad():
         model(torch.zeros(1, 64))
-    taken = engine.Measurement(layers, group=dist.group.WORLD, snapshot=True)
+    taken = Measurement(layers, group=dist.group.WORLD, snapshot=True)
     model.reshard()
     taken.compute()
     return {"whole": whole, "taken": {r.name: r.alpha for r in taken.finish()}}

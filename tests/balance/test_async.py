@@ -29,7 +29,7 @@ from torch.optim import lr_scheduler as lrs
 import tempbalance as tb
 from tempbalance import Balancer, BalanceWarning, StepHooks, TempBalanceLR
 from tempbalance.balance.background import Dropped, Job
-from tempbalance.measure import attempt
+from tempbalance.measure import engine
 from tempbalance.measure.measurement import Measurement
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -277,24 +277,17 @@ def test_one_copy_is_made_and_freed(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     copies: list[weakref.ref[torch.Tensor]] = []
-    places: set[int] = set()
-    whole = attempt._frozen
-
-    def watched(layer: Any) -> Any:
-        frozen = whole(layer)
-        copies.append(weakref.ref(frozen.read()))
-        places.add(frozen.read().data_ptr())
-        return frozen
+    model = stack()
 
     def one_copy(measurement: Measurement, compute: Any) -> None:
         assert measurement._taken is not None
-        held = {s.data_ptr() for part in measurement._taken for s in part.slices.values()}
-        assert held == places  # and no other
+        copies.extend(weakref.ref(s) for part in measurement._taken for s in part.slices.values())
+        own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+        assert not own & {ref().untyped_storage().data_ptr() for ref in copies}  # type: ignore[union-attr]
         compute(measurement)
 
-    monkeypatch.setattr(attempt, "_frozen", watched)
     instead(monkeypatch, one_copy)
-    balancer = Balancer(stack(), every=2, delay=1)
+    balancer = Balancer(model, every=2, delay=1)
     balancer.begin()
     balancer.step()
     balancer.step()
@@ -337,16 +330,18 @@ def test_the_model_may_change_move_and_go(monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_failure_costs_its_layer(later: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """While copying and while measuring, as without delay; also where it is resumed."""
 
-    def failing(measurement: Measurement, compute: Any) -> None:
-        if any(layer.name == "3" for layer in measurement._layers):
+    whole = engine.spectra
+
+    def failing(tasks: Any, *rest: Any) -> Any:
+        if threading.current_thread() in background() and any(t.name == "3" for t in tasks):
             raise torch.OutOfMemoryError("no room")
-        compute(measurement)
+        return whole(tasks, *rest)
 
     model = stack()
     balancer = Balancer(model, every=2, delay=1)
     balancer.begin()
     if later:
-        instead(monkeypatch, failing)
+        monkeypatch.setattr(engine, "spectra", failing)
     else:
         layer = balancer.layers[3]
 
