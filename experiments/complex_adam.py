@@ -1,4 +1,4 @@
-"""Adam that normalizes a complex gradient by its absolute value, as codes of Fourier operators do."""
+"""Adam that divides a complex gradient by its absolute value, as codes of Fourier operators do."""
 
 from __future__ import annotations
 
