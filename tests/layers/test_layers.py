@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from tempbalance import analyze
-from tempbalance.layers.find import Layers, find_layers, named_parameters
+from tempbalance.layers.find import find_layers
+from tempbalance.layers.layer import Layers
+from tempbalance.layers.walk import named_parameters
 from tempbalance.readers import _READERS, Matrix, register
 
 

@@ -65,13 +65,14 @@ def same(got: released.Run, wanted: released.Run, first: nn.Module) -> None:
         for name, weight in wanted.weights[epoch].items():
             moved = (weight - first.get_parameter(name)).norm()
             assert (got.weights[epoch][name] - weight).norm() <= 1e-9 * moved, (epoch, name)
-    assert len({rate for rates in wanted.rates for rate in rates.values()}) > 20
+    different = {rate for rates in wanted.rates for rate in rates.values()}
+    assert len(different) > 3 * EPOCHS  # rates by layer, and new ones each epoch
 
 
 def residual() -> nn.Module:
-    """Shortcuts with a norm, a stem of 27 and a head of 10 eigenvalues, shortcuts of 16 and 32."""
+    """Shortcuts with a norm, a stem of 27 and a head of 10 eigenvalues, shortcuts of 8 to 32."""
     torch.manual_seed(0)
-    return cifar_resnet(18, 10, width=16, torch_init=True).double()
+    return cifar_resnet(18, 10, width=8, torch_init=True).double()
 
 
 SGD = {"lr": 0.05, "momentum": 0.9, "weight_decay": 5e-4}
@@ -81,7 +82,7 @@ NORMS = {"*.downsample.1": 1.0}
 
 def replay_images(
     model: nn.Module, layers: list[str], alpha: Callable[[nn.Module], float],
-    ends: tuple[float, float], losses: Losses = images, **options: Any,
+    spread: tuple[float, float], **options: Any,
 ) -> None:  # fmt: skip
     twin = copy.deepcopy(model)
     wanted = released.train(
@@ -89,24 +90,24 @@ def replay_images(
         EPOCHS,
         layers=layers,
         alpha=alpha,
-        assign=released.linear(*ends),
+        assign=released.linear(*spread),
         rate=released.cosine(SGD["lr"], EPOCHS),
         update=released.sgd(SGD["momentum"], SGD["weight_decay"]),
-        losses=losses,
+        losses=images,
     )
     trained = copy.deepcopy(model)
     optimizer = torch.optim.SGD(trained.parameters(), **SGD)
     schedule = CosineAnnealingLR(optimizer, EPOCHS)
-    assign = tb.LinearMap(*ends)
-    same(ours(trained, optimizer, schedule, losses, assign=assign, **options), wanted, model)
+    assign = tb.LinearMap(*spread)
+    same(ours(trained, optimizer, schedule, images, assign=assign, **options), wanted, model)
 
 
 def test_tempbalance_without_first_and_last_by_position() -> None:
     """First and last go first, and then those of under 50 eigenvalues: stem and head go once."""
     model = residual()
     names = released.of_size(model, released.measurable(model)[1:-1], 50)
-    assert {"conv1", "fc", "layer2.0.downsample.0", "layer3.0.downsample.0"}.isdisjoint(names)
-    assert len(names) == 17
+    assert {"conv1", "fc", "layer4.0.downsample.0"}.isdisjoint(names)
+    assert len(names) == 16
     replay_images(
         model, names, released.plain, (0.5, 1.5),
         windows=tb.WholeMatrix(), min_eigs=50, fixed=NORMS,
@@ -217,9 +218,4 @@ def test_tb_sigmoid_on_a_fourier_operator() -> None:
         trained, optimizer, StepLR(optimizer, 2, 0.5), fields, windows=tb.WholeMatrix(),
         assign=tb.SigmoidMap(0.5), min_eigs=13, exclude=["SpectralConv2d"],
     )  # fmt: skip
-    for epoch in range(EPOCHS):
-        assert got.alphas[epoch] == pytest.approx(wanted.alphas[epoch], rel=1e-9)
-        assert got.rates[epoch] == pytest.approx(wanted.rates[epoch], rel=1e-9)
-        for name, weight in wanted.weights[epoch].items():
-            moved = (weight - model.get_parameter(name)).norm()
-            assert (got.weights[epoch][name] - weight).norm() <= 1e-9 * moved, (epoch, name)
+    same(got, wanted, model)
