@@ -22,8 +22,9 @@ from tempbalance.assign import Assignment, Clipped, LinearMap, check_assignment
 from tempbalance.balance.units import Unit
 from tempbalance.measure import DEFAULT_BUDGET
 from tempbalance.measure.method import check_engine
+from tempbalance.spectra.by_layer import WindowsLike, checked_windows
 from tempbalance.spectra.powerlaw import Fit, Hill
-from tempbalance.spectra.windows import Farms, Windows
+from tempbalance.spectra.windows import Farms
 
 T = TypeVar("T", bound=type)
 Ends = Literal["balanced", "measurable"]
@@ -34,7 +35,8 @@ class Options:
     """Checked options of measuring and balancing.
 
     Args:
-        windows: which submatrices are measured.
+        windows: which submatrices are measured, of all layers or by the first pattern that a
+            layer's name or type matches (``{"Linear": WholeMatrix(), "*": Farms()}``).
         fit: the power-law fit.
         assign: alphas to multipliers.
         every: ticks between measurements (a tick is a call of ``step``, or what a callback says).
@@ -73,7 +75,7 @@ class Options:
         TypeError: for an option of another kind, such as a class where an object is due.
     """
 
-    windows: Windows = Farms()
+    windows: WindowsLike = Farms()
     fit: Fit = Hill()
     assign: Assignment = LinearMap()
     every: int = 1
@@ -117,6 +119,7 @@ class Options:
         for name in ("skip_first", "skip_last", "normalize"):
             if not isinstance(value := getattr(self, name), bool):
                 raise TypeError(f"{name} must be True or False, got {value!r}")
+        object.__setattr__(self, "windows", checked_windows(self.windows))
         object.__setattr__(self, "exclude", _patterns(self.exclude))
         object.__setattr__(self, "fixed", _multipliers(self.fixed))
         if self.clip is not None:
@@ -136,7 +139,7 @@ class Options:
 class GivenRest(TypedDict, total=False):
     """:class:`Options` as keywords, all of which may be left out, but for assign and every."""
 
-    windows: Windows
+    windows: WindowsLike
     fit: Fit
     start: int
     stop: int | None

@@ -28,6 +28,7 @@ from tempbalance.measure.method import Method
 from tempbalance.measure.ranks import found_group, sharded, side_group
 from tempbalance.measure.snapshot import attempt_later
 from tempbalance.measure.twins import theory_marks
+from tempbalance.spectra.by_layer import checked_windows
 from tempbalance.words import some
 
 VERSION = 2
@@ -98,7 +99,8 @@ class Tracker:
         self.fixed = {host.name: value for host, value in fixed}
         apart = [host for host, _ in fixed]
         self.layers = select.balanced(self.found, self.options, among, apart)
-        self.hosts = (*apart, *self.found.hosts)
+        checked_windows(self.options.windows, self.layers)
+        self.hosts = (*self.found.hosts, *apart)  # the last that names a parameter has it
         for pattern in select.unmatched(self.found, self.options):
             self._messages.once(f"TempBalance: exclude={pattern!r} matches no layer")
         group = self.options.process_group or found_group(self._model, self.found)
@@ -246,7 +248,7 @@ class Tracker:
     @property
     def _method(self) -> Method:
         o = self.options
-        return Method(o.windows, o.fit, o.min_eigs, o.budget)
+        return Method(checked_windows(o.windows), o.fit, o.min_eigs, o.budget)
 
     def _measure(self, now: bool = False) -> None:
         """Measure, on the spot or in the background."""
