@@ -64,8 +64,8 @@ class Scaled:
         return found
 
     def take(self) -> None:
-        """Take the groups' rates as they stand as the base rates."""
-        self.base = [_copy(group["lr"]) for group in self.optimizer.param_groups]
+        """Take the groups' values as they stand as the base values."""
+        self.base = [_copy(group[self.field]) for group in self.optimizer.param_groups]
         self.factors = [1.0] * len(self.base)
         self._wrote(self.base)
 
@@ -205,7 +205,7 @@ class Scaled:
 
     def current(self) -> list[Value]:
         """The rates in the groups now, tensors copied."""
-        return [_copy(group["lr"]) for group in self.optimizer.param_groups]
+        return [_copy(group[self.field]) for group in self.optimizer.param_groups]
 
 
 def _write(group: dict[str, Any], value: Value, key: str, like: str) -> None:
