@@ -21,12 +21,15 @@ from tempbalance.balance.options import Given, GivenAssign, check_names, with_op
 from tempbalance.balance.shared import Shared
 from tempbalance.balance.tracker import Parameters
 from tempbalance.layers import Host
-from tempbalance.optim.checks import check_decay, check_optimizer, innermost
+from tempbalance.optim.checks import check_decay, check_optimizer
 from tempbalance.optim.claims import claim, release, renounce
 from tempbalance.optim.decay import ASSIGN, EVERY, AlphaDecay
 from tempbalance.optim.groups import Group, parameters_of
 from tempbalance.optim.parts import Parts
+from tempbalance.optim.stepping import Unseen, stepping
+from tempbalance.optim.trial import check_split
 from tempbalance.optim.weakly import calling
+from tempbalance.optim.wrapped import innermost, reads_the_rate
 
 
 @with_options()
@@ -74,6 +77,12 @@ class StepHooks:
         **options: Unpack[GivenAssign],
     ) -> None:
         check_names(type(self), options)
+        if (wrapper := reads_the_rate(optimizer)) is not None:
+            raise ValueError(
+                f"{wrapper} uses the learning rate outside of the inner optimizer's step, where "
+                "these hooks cannot put a multiplier on: use tempbalance.TempBalanceLR, which "
+                "keeps the rates of the layers in the groups"
+            )
         optimizer = innermost(optimizer)
         both = keep_decay or decay is not None
         fields = ("lr", "weight_decay") if both else ("lr",)
@@ -85,9 +94,11 @@ class StepHooks:
         parameters = partial(parameters_of, optimizer)
         self.balancer = Balancer(model, parameters, every=every, **options)
         self.decay = None if decay is None else self._decay_balancer(model, parameters, decay)
+        check_split(optimizer, self.balancer.hosts)
         if release(optimizer, fields):
             warn(TAKEN_OVER)
         self._factors: list[Mapping[str, float]] = [{}, {}]  # of rate and decay, in this step
+        self._inside = 0  # steps inside of a step: of a subclass that calls its parent's
         self._known = self._ids()
         self._parts = Parts(self._scale, fields)
         self._locate()
@@ -101,6 +112,7 @@ class StepHooks:
         # The optimizer keeps the object alive: its hooks are all that most users need of it.
         for field in fields:
             claim(optimizer, field, lambda: self)
+        self._unseen = Unseen(optimizer)
         if begin:
             for balancer in self._balancers:
                 balancer.begin(tick)
@@ -144,6 +156,7 @@ class StepHooks:
             balancer.cancel()
         for handle in self._handles:
             handle.remove()
+        self._unseen.end()
         self._handles = []
         renounce(self.optimizer, self)
 
@@ -180,6 +193,11 @@ class StepHooks:
             part["weight_decay"] = part["weight_decay"] * decay
 
     def _before_step(self, *_: Any) -> None:
+        self._unseen.end()
+        if self._parts.open and stepping(self.optimizer) > 1:
+            self._inside += 1
+            return
+        self._inside = 0
         self._restore()  # where the last step raised between the hooks
         if self._known != (known := self._ids()):  # a group was added, or a parameter exchanged
             for balancer in self._balancers:
@@ -191,6 +209,9 @@ class StepHooks:
         self._parts.split(self.optimizer)
 
     def _after_step(self, *_: Any) -> None:
+        if self._inside:
+            self._inside -= 1
+            return
         self._parts.keep()
         self._restore()
         if self.balancer.shared is not None:
