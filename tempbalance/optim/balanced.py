@@ -236,7 +236,7 @@ class Balanced:
             self._scale()
 
     def _warn_of_stale(self) -> None:
-        """Say so, once, where somebody goes on to write the groups as they were before the split."""
+        """Say so, once, where somebody writes the groups as they were before the split."""
         before, now = len(self.grouping.original), len(self.optimizer.param_groups)
         written = self._main.changed()
         if self._stale_said or before >= now or written != list(range(before)):

@@ -114,8 +114,7 @@ class StepHooks:
             claim(optimizer, field, lambda: self)
         self._unseen = Unseen(optimizer)
         if begin:
-            for balancer in self._balancers:
-                balancer.begin(tick)
+            self.begin(tick)
 
     def _decay_balancer(self, model: nn.Module, parameters: Parameters, decay: Given) -> Balancer:
         check_names(AlphaDecay, decay)
@@ -131,7 +130,8 @@ class StepHooks:
         return found
 
     @property
-    def _balancers(self) -> list[Balancer]:
+    def balancers(self) -> list[Balancer]:
+        """Of the rate, and of the decay where there is one."""
         return [self.balancer] if self.decay is None else [self.balancer, self.decay]
 
     @property
@@ -149,10 +149,20 @@ class StepHooks:
         """The multiplier of every layer's weight decay, with ``decay``."""
         return self.decay.multipliers if self.decay is not None and self._handles else {}
 
+    def begin(self, tick: int = 0) -> None:
+        """The first measurement, before any step; nothing if there was one (after a resume).
+
+        Args:
+            tick: optimizer steps that the run has behind it.
+        """
+        for balancer in self.balancers:
+            if not balancer.tick and not balancer.measurements:
+                balancer.begin(tick)
+
     def detach(self) -> None:
         """Stop balancing: from here on every layer has its group's rate."""
         self._restore()
-        for balancer in self._balancers:
+        for balancer in self.balancers:
             balancer.cancel()
         for handle in self._handles:
             handle.remove()
@@ -200,7 +210,7 @@ class StepHooks:
         self._inside = 0
         self._restore()  # where the last step raised between the hooks
         if self._known != (known := self._ids()):  # a group was added, or a parameter exchanged
-            for balancer in self._balancers:
+            for balancer in self.balancers:
                 balancer.refresh()
             self._known = known
         if self._found is not self.balancer.found:
@@ -216,7 +226,7 @@ class StepHooks:
         self._restore()
         if self.balancer.shared is not None:
             self.balancer.shared.moment += 1
-        for balancer in self._balancers:
+        for balancer in self.balancers:
             balancer.step()
 
     def _restore(self, *_: Any) -> None:

@@ -207,8 +207,10 @@ class TempBalanceLR(Balanced, LRScheduler):
         if self.base is None:
             return
         if isinstance(self.base, Foreign):
-            given = [] if metrics is None else [metrics]
-            self.base.step(*given, **({} if epoch is None else {"epoch": epoch}), **more)
+            if metrics is None and epoch is not None:
+                more = {**more, "epoch": epoch}
+            given = [] if metrics is None else [metrics] if epoch is None else [metrics, epoch]
+            self.base.step(*given, **more)
             return
         if more:
             raise TypeError(f"{self._schedule_name} takes no {some(list(more))} in step()")
