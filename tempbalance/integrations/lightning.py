@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, Unpack
 import torch.distributed as dist
 from torch.optim import Optimizer
 
-from tempbalance.balance.options import Given, GivenAssign, check_names, with_options
+from tempbalance.balance.options import OBJECTS, Given, GivenAssign, check_names, with_options
 from tempbalance.balance.tracker import Tracker
 from tempbalance.integrations.lightning_logs import LOGS, Log, RunLog, is_a
+from tempbalance.optim.checks import check_decay
 from tempbalance.optim.decay import AlphaDecay
 from tempbalance.optim.hooks import StepHooks
 from tempbalance.optim.scheduler import TempBalanceLR
@@ -45,7 +46,7 @@ _REFUSED = {
 _AVERAGING = "StochasticWeightAveraging"
 
 
-@with_options(without=("every",))
+@with_options(without=("every",), files=True)
 class TempBalanceCallback(pl.Callback):
     """Layer-wise learning rates from the spectra, for a LightningModule as it is.
 
@@ -109,6 +110,9 @@ class TempBalanceCallback(pl.Callback):
         if log not in LOGS:
             raise ValueError(f"log must be 'auto', 'layers', 'summary' or 'none', got {log!r}")
         check_names(type(self), options)
+        for name in OBJECTS:  # from a file
+            if options.get(name, ...) is None:
+                del options[name]  # type: ignore[misc]
         check_names(AlphaDecay, decay or {})
         if keep_decay and decay is not None:
             raise ValueError("keep_decay and decay both write the weight decay: use one of them")
@@ -347,6 +351,8 @@ class TempBalanceCallback(pl.Callback):
             more: Any = {"keep_decay": self.keep_decay, "decay": given_decay, "begin": False}
             self.step_hooks.append(StepHooks(optimizer, pl_module, **more, **options))
             return
+        if self.decay is not None:
+            check_decay(optimizer)  # before anything is touched
         configs = _configs_of(trainer, optimizer)
         base = configs[0].scheduler if configs else None
         scheduler = TempBalanceLR(

@@ -74,7 +74,7 @@ MODES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("step", [3, 4, 6])
+@pytest.mark.parametrize("step", [4, 8])
 @pytest.mark.parametrize("mode", MODES)
 def test_resumed_bit_for_bit(tmp_path: Path, mode: str, step: int) -> None:
     def build() -> Any:
@@ -112,6 +112,7 @@ def test_hooks_want_steps() -> None:
 
 
 YAML = """
+model: {adam: true}
 trainer:
   max_steps: 2
   accelerator: cpu
@@ -129,11 +130,11 @@ trainer:
         fixed: {net.0: 2.0}
         unit: layer
         decay: {every: 4, normalize: true}
-        windows: {class_path: tempbalance.Whole}
+        windows: {class_path: tempbalance.WholeMatrix}
         fit: {class_path: tempbalance.Hill}
         assign:
           class_path: tempbalance.LinearMap
-          init_args: {low: 0.6, high: 1.4}
+          init_args: {s1: 0.6, s2: 1.4}
 """
 
 
@@ -151,7 +152,7 @@ def test_every_option_from_yaml(tmp_path: Path) -> None:
     (callback,) = (c for c in cli.trainer.callbacks if isinstance(c, TempBalanceCallback))
     cli.trainer.fit(cli.model, loader())
     options = callback.balancers[0].options
-    assert options.assign == tb.LinearMap(0.6, 1.4) and options.windows == tb.Whole()
+    assert options.assign == tb.LinearMap(0.6, 1.4) and options.windows == tb.WholeMatrix()
     assert (options.start, options.min_eigs, options.every) == (1, 8, 2)
     assert options.fixed == {"net.0": 2.0}
     assert callback.decays[0].balancer.options.normalize
