@@ -5,6 +5,7 @@ Each block starts afresh from what ``prelude`` gives it, so that none depends on
 
 from __future__ import annotations
 
+import importlib
 import re
 import warnings
 from pathlib import Path
@@ -69,7 +70,8 @@ def test_block(
     if compiled_only:
         return
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(tb.readers, "_READERS", dict(tb.readers._READERS))  # one may register
+    registered = importlib.import_module("tempbalance.readers.registry")
+    monkeypatch.setattr(registered, "_READERS", dict(registered._READERS))  # one may register
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         # torch's own: SequentialLR hands an epoch to its schedules.
