@@ -279,6 +279,13 @@ def _table(report: Report) -> Iterator[str]:
     for layer in report.layers:
         if layer.outcome is not Outcome.OK:
             yield f"  {layer.message}"
+    notes: dict[str, list[LayerRecord]] = {}
+    for layer in report.layers:
+        if layer.note:
+            notes.setdefault(layer.note, []).append(layer)
+    for note, noted in notes.items():
+        names = ", ".join(x.name for x in noted[:3]) + (", ..." if len(noted) > 3 else "")
+        yield f"  {sum(x.numel for x in noted):,} parameters {note} ({names})"
     reasons: dict[str, list[Skipped]] = {}
     for skipped in report.skipped:
         reasons.setdefault(skipped.reason, []).append(skipped)

@@ -9,7 +9,7 @@ from torch import nn
 
 from tempbalance.balance.options import Options
 from tempbalance.layers import Host, Layer, Layers
-from tempbalance.layers.walk import named_modules
+from tempbalance.layers.walk import kind_of, named_modules
 from tempbalance.words import some
 
 
@@ -55,7 +55,7 @@ def fixed_hosts(model: nn.Module, options: Options) -> list[tuple[Host, float]]:
         before = len(out)
         known = False
         for name, module in modules:
-            if not matches(pattern, name, type(module).__name__):
+            if not matches(pattern, name, kind_of(module)):
                 continue
             parameters = list(dict.fromkeys(module.parameters()))
             known = known or bool(parameters)

@@ -12,7 +12,7 @@ from torch import nn
 from tempbalance.layers.layer import Host as Host
 from tempbalance.layers.layer import Layer
 from tempbalance.layers.walk import join
-from tempbalance.readers import is_norm
+from tempbalance.readers import Role, is_norm, role
 
 _NUMBERED = re.compile(r"\D+(\d+)")  # bn3, conv3, shortcut.conv3
 
@@ -93,6 +93,43 @@ def _ancestors(path: str) -> Iterator[str]:
     for i, letter in enumerate(path):
         if letter == ".":
             yield path[:i]
+
+
+def followers(
+    module: nn.Module, rest: Sequence[str], weights: Sequence[str], measured: Sequence[int]
+) -> dict[int, list[str]]:
+    """Which of a module's other parameters take the rate of which of its weights, by place.
+
+    A bias goes with the weight that is named as it is, measured or not; any other parameter with
+    the first weight that is measured. Tokens and tables keep the base rate.
+
+    Args:
+        module: the module that holds them.
+        rest: names of the parameters that are no weight.
+        weights: names of the weights; several where one is cut into parts.
+        measured: places of those that are measured.
+    """
+    known, first = set(weights), dict[str, int]()
+    for i in measured:
+        first.setdefault(weights[i], i)
+    found: dict[int, list[str]] = {}
+    for path in rest:
+        if role(module, path.rpartition(".")[2]) in (Role.TOKEN, Role.POSITION, Role.TABLE):
+            continue
+        weight = next((name for name in _weights_of_bias(path) if name in known), None)
+        place = first.get(weight) if weight else next(iter(measured), None)
+        if place is not None:
+            found.setdefault(place, []).append(path)
+    return found
+
+
+def _weights_of_bias(path: str) -> Iterator[str]:
+    """Names that the weight of a bias may have: weight_ih_l0, gate_up_proj, w1."""
+    if "bias" in path:
+        yield path.replace("bias", "weight")
+        yield path.removesuffix("_bias")
+    elif re.fullmatch(r"b\d*", path):
+        yield path.replace("b", "w")
 
 
 def _common(names: Sequence[str]) -> str:

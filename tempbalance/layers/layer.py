@@ -15,8 +15,9 @@ from tempbalance.layers.walk import local_part
 class Layer:
     """One measured weight: where it is, its shape as a stack of matrices, and how to read it.
 
-    ``parameters`` are the names of the parameters that take its learning rate: its weight and,
-    for the first weight of a module, the module's other direct parameters (its bias).
+    ``parameters`` are the names of the parameters that take its learning rate: its weight, the
+    bias that is named as the weight is (``bias_hh_l0``) and, for the first weight of a module,
+    the module's other vectors.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Layer:
     _owners: tuple[tuple[nn.Module, str], ...]
     _read: Callable[[], Tensor]
     copies: bool  # reading makes a tensor of its own (sharded, parametrized, LoRA, grouped)
+    guessed: bool = False  # no reader knows the module: a matrix by its name and shape alone
 
     @property
     def eigenvalues(self) -> int:

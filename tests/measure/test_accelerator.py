@@ -122,6 +122,18 @@ def test_batches_of_complex_windows(batched: None) -> None:
 # --- nothing waits -------------------------------------------------------------------------------
 
 
+def _fakes_cuda() -> bool:
+    try:
+        with FakeTensorMode():
+            nn.Linear(2, 2, device="cuda")
+    except RuntimeError:
+        return False
+    return True
+
+
+needs_fakes = pytest.mark.skipif(not _fakes_cuda(), reason="this torch asks the driver for fakes")
+
+
 class Watch(TorchDispatchMode):
     """Notes what would wait for a device: reads of values, copies between devices, data shapes."""
 
@@ -181,6 +193,7 @@ def small() -> nn.Module:
     return nn.Sequential(nn.Conv2d(8, 16, 3), nn.Linear(64, 32), nn.Linear(50, 40))
 
 
+@needs_fakes
 @pytest.mark.parametrize("windows", WINDOWS.values(), ids=WINDOWS)
 @pytest.mark.parametrize("fit", [tb.Hill(), tb.KSFit(), tb.PeakFit()], ids=str)
 def test_one_read_and_no_other_wait(
@@ -190,6 +203,7 @@ def test_one_read_and_no_other_wait(
     assert waits == []
 
 
+@needs_fakes
 def test_one_read_for_mixed_dtypes_and_spectral_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     def mixed() -> nn.Module:
         half = nn.Linear(40, 30, dtype=torch.bfloat16)
@@ -198,6 +212,7 @@ def test_one_read_for_mixed_dtypes_and_spectral_weights(monkeypatch: pytest.Monk
     assert fake_measurement(monkeypatch, mixed)[0] == []
 
 
+@needs_fakes
 def test_the_watch_sees_waits() -> None:
     with FakeTensorMode(), Watch() as watch:
         x = torch.ones(3, device="cuda")
@@ -208,6 +223,7 @@ def test_the_watch_sees_waits() -> None:
             x.sum().item()
 
 
+@needs_fakes
 def test_launches_grow_by_few_a_layer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gram, "solve", lambda matrices: matrices.diagonal(dim1=1, dim2=2))
     counts = []
@@ -420,6 +436,7 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Driver]:
     engine.side_stream.cache_clear()
 
 
+@needs_fakes
 @pytest.mark.parametrize("worth", [True, False])
 def test_one_stream_a_device_and_the_work_is_the_threads(
     worth: bool, driver: Driver, monkeypatch: pytest.MonkeyPatch

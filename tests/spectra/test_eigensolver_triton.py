@@ -33,6 +33,8 @@ def test_interpreted(part: str) -> None:
                           timeout=300)  # fmt: skip
     if "only 0-dimensional arrays can be converted" in done.stderr:
         pytest.skip("Triton's interpreter before 3.7 needs numpy before 2.4")
+    if "arange's arguments must be of type tl.constexpr" in done.stderr:
+        pytest.skip("Triton 3.0's interpreter knows no constants of the compiler")
     assert not done.returncode, done.stderr[-2000:]
 
 
