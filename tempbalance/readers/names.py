@@ -63,7 +63,7 @@ _ROLES = [
     (Role.ATTENTION, _word(r"atts?")),
     (Role.BIAS, re.compile(r"(.*_)?(bias\w*)|b\d*", re.IGNORECASE)),
 ]
-_MATRIX = _word(r"weights?\d*|kernels?\d*|proj\d*|projection|matrix|w\d*|v1")
+_MATRIX = _word(r"weights?\d*|kernels?\d*|proj\d*|projection|matrix|w[a-z]?\d*|v1")
 _NO_MATRIX = [
     (Role.POSITION, _word("pos|position|relative")),
     (Role.SCALE, re.compile(r".*_scales?(_inv)?", re.IGNORECASE)),
