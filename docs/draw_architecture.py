@@ -1,4 +1,4 @@
-"""Draw docs/images/architecture.svg from the imports of the package: python docs/draw_architecture.py
+"""Draw docs/images/architecture.svg from the imports: python docs/draw_architecture.py
 
 Rooms stand on the floor above the highest room that they import. ``--check`` draws nothing and
 fails where the picture on file is not that of the imports.

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from os import PathLike
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
 
-from tempbalance.layers.find import Layer, Skipped, find_layers
+from tempbalance.layers.find import Fused, Layer, Skipped, find_layers
 from tempbalance.measure.measurement import (
     DEFAULT_BUDGET,
     LayerRecord,
@@ -153,7 +153,7 @@ def analyze(
     windows: WindowsLike = Farms(),
     fit: Fit = Hill(),
     min_eigs: int = 10,
-    fused: Mapping[str, int | tuple[int, ...]] | None = None,
+    fused: Fused | Literal[False] | None = None,
     strict: bool = False,
     budget: int = DEFAULT_BUDGET,
     progress: Callable[[float], None] | None = None,
@@ -173,7 +173,8 @@ def analyze(
             ``{"Linear": WholeMatrix(), "*": Farms()}``.
         fit: the power-law fit, ``Hill()``, ``KSFit()`` or ``PeakFit()``.
         min_eigs: layers with fewer eigenvalues get no alpha.
-        fused: projections that share one weight, by name pattern: ``{"*.qkv": 3}``.
+        fused: projections that share one weight, by name pattern: ``{"*.kv": 2}``; a ``qkv`` is
+            found by itself, and ``False`` leaves all whole.
         strict: raise for the first layer that is not measured in full, instead of recording it.
         budget: extra memory in bytes (default 1 GiB); what a single window needs beyond it is
             taken all the same, with a message in the log.

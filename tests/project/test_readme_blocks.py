@@ -5,7 +5,6 @@ Each block starts afresh from what ``prelude`` gives it, so that none depends on
 
 from __future__ import annotations
 
-import importlib
 import re
 import warnings
 from pathlib import Path
@@ -70,8 +69,8 @@ def test_block(
     if compiled_only:
         return
     monkeypatch.chdir(tmp_path)
-    registered = importlib.import_module("tempbalance.readers.registry")
-    monkeypatch.setattr(registered, "_READERS", dict(registered._READERS))  # one may register
+    copy = dict(tb.readers._READERS)  # a block may register
+    monkeypatch.setattr(tb.readers.registry, "_READERS", copy)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         # torch's own: SequentialLR hands an epoch to its schedules.
