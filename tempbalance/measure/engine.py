@@ -19,6 +19,7 @@ from tempbalance.measure.ranks import cost, sharded
 from tempbalance.measure.records import unscaled
 from tempbalance.spectra import gpu, scale
 from tempbalance.spectra.batches import Task
+from tempbalance.spectra.by_layer import windows_of
 from tempbalance.spectra.cpu import pinned
 from tempbalance.spectra.spectrum import needs_float64, spectra, spectra_float64
 from tempbalance.spectra.table import COLUMNS, DOUBT, SCALE, TOTAL, table, tail_ends
@@ -33,6 +34,7 @@ class Part:
     slices: dict[int, Tensor]
     stream: torch.cuda.Stream | None = None
     tasks: list[Task] = field(default_factory=list)
+    pooled: list[bool] = field(default_factory=list)  # one fit of all windows of a layer
     eigenvalues: list[Tensor] = field(default_factory=list)
 
     @property
@@ -66,7 +68,7 @@ class Engine:
         progress: Callable[[float], None] | None,
     ) -> None:
         self.layers, self.mine, self.method, self.progress = layers, mine, method, progress
-        self.pooled = method.windows.pool == "spectrum"
+        self.windows = [windows_of(method.windows, layer) for layer in layers]
         self.workers = torch.get_num_threads()  # of the constructing thread: the user's
         self.wide = False
         self.costs = {i: cost(x, method.windows) for i, x in enumerate(layers) if mine[i]}
@@ -173,27 +175,37 @@ class Engine:
     def _rows(self, part: Part) -> tuple[Values, list[Values | None]]:
         method = self.method
         scales = scale.unit_scales(list(part.slices.values()), self.workers)
-        grid = method.windows.grid
         part.tasks = [
-            Task(slices, grid(*slices.shape[1:]), unit, self.layers[i].name, self.wide)
+            Task(
+                slices,
+                self.windows[i].grid(*slices.shape[1:]),
+                unit,
+                self.layers[i].name,
+                self.wide,
+            )
             for (i, slices), unit in zip(part.slices.items(), scales, strict=True)
         ]
+        part.pooled = [self.windows[i].pool == "spectrum" for i in part.slices]
         share = sum(self.costs[i] for i in part.slices) / sum(self.costs.values())
         progress = self.progress and functools.partial(_scaled, self.progress, share)
         part.eigenvalues = spectra(part.tasks, method.budget, progress, self.workers)
-        statistics = self._table(part.tasks, part.eigenvalues)
+        statistics = self._table(part.tasks, part.eigenvalues, part.pooled)
         rows, kept = self._to_host(statistics, part.eigenvalues)
         self._second_look(part, rows, kept)
         return rows, kept
 
     def _second_look(self, part: Part, rows: Values, kept: list[Values | None]) -> None:
         """Redo in float64 the windows that need it, of the layers where the table has a doubt."""
-        doubtful = [i for i, row in enumerate(rows) if row[DOUBT] and row[SCALE]]
+        doubtful = [
+            i
+            for i, (row, values) in enumerate(zip(rows, part.eigenvalues, strict=True))
+            if row[DOUBT] and row[SCALE] and values.dtype != torch.float64
+        ]
         if not doubtful:
             return
         masks = [
-            needs_float64(e.double(), tail_ends(e, self.method.fit, self.pooled))
-            for e in (part.eigenvalues[i] for i in doubtful)
+            needs_float64(e.double(), tail_ends(e, self.method.fit, part.pooled[i]))
+            for i, e in ((i, part.eigenvalues[i]) for i in doubtful)
         ]
         # One transfer for all of them: which windows they are decides what is computed.
         flat = torch.cat([mask.flatten() for mask in masks]).cpu()
@@ -208,13 +220,14 @@ class Engine:
         tasks = [part.tasks[i] for i, _ in redo]
         before = [(part.tasks[i], part.eigenvalues[i], mask) for i, mask in redo]
         better = spectra_float64(before, self.method.budget, self.workers)
-        again, kept_again = self._to_host(self._table(tasks, better), better)
+        pooled = [part.pooled[i] for i, _ in redo]
+        again, kept_again = self._to_host(self._table(tasks, better, pooled), better)
         for (i, _), row, keep in zip(redo, again, kept_again, strict=True):
             rows[i], kept[i] = row, keep
 
-    def _table(self, tasks: list[Task], eigenvalues: list[Tensor]) -> Tensor:
+    def _table(self, tasks: list[Task], eigenvalues: list[Tensor], pooled: list[bool]) -> Tensor:
         scales = torch.stack([task.scale for task in tasks])
-        return table(eigenvalues, scales, self.method.fit, self.pooled, self.method.budget)
+        return table(eigenvalues, scales, self.method.fit, pooled, self.method.budget)
 
     def _to_host(
         self, on_device: Tensor, eigenvalues: list[Tensor]

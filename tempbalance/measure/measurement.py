@@ -17,8 +17,8 @@ from tempbalance.measure.engine import Engine, Part, Values
 from tempbalance.measure.method import DEFAULT_BUDGET, Method
 from tempbalance.measure.ranks import exchange, owners
 from tempbalance.measure.records import LayerRecord, MeasurementError, Outcome, record_of
+from tempbalance.spectra.by_layer import WindowsLike, checked_windows
 from tempbalance.spectra.gram import full_precision, reduced
-from tempbalance.spectra.grid import Windows
 from tempbalance.spectra.powerlaw import Fit, Hill
 from tempbalance.spectra.table import COLUMNS, TOTAL
 from tempbalance.spectra.windows import Farms
@@ -39,7 +39,7 @@ _DEFAULT = Method()
 def measure(
     layers: Sequence[Layer],
     *,
-    windows: Windows = Farms(),
+    windows: WindowsLike = Farms(),
     fit: Fit = Hill(),
     min_eigs: int = 10,
     budget: int = DEFAULT_BUDGET,
@@ -54,7 +54,7 @@ def measure(
 
     Args:
         layers: as from :func:`tempbalance.layers.find.find_layers`.
-        windows: which submatrices.
+        windows: which submatrices, for all layers or by patterns of names and types.
         fit: the power-law fit.
         min_eigs: a layer with fewer eigenvalues gets no alpha.
         budget: extra memory in bytes. What a single window cannot do without (twice its Gram
@@ -68,7 +68,7 @@ def measure(
         TypeError, ValueError: as :class:`~tempbalance.measure.method.Method`.
         RuntimeError: if another rank of the group failed to measure its layers.
     """
-    method = Method(windows, fit, min_eigs, budget, keep_spectra)
+    method = Method(checked_windows(windows), fit, min_eigs, budget, keep_spectra)
     return measured(layers, method=method, group=group, progress=progress)
 
 
@@ -110,6 +110,7 @@ class Measurement:
         leaves_out: bool = False,
     ) -> None:
         self._layers, self._method, self._group = list(layers), method, group
+        checked_windows(method.windows, layers)
         self._owners = owners(layers, method.windows, group)
         rank = dist.get_rank(group) if group is not None else 0
         mine = [owner == rank for owner in self._owners]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from tempbalance.spectra.grid import Windows
+from tempbalance.spectra.by_layer import AnyWindows, checked_windows
 from tempbalance.spectra.powerlaw import Fit, Hill
 from tempbalance.spectra.windows import Farms
 from tempbalance.words import check_kind
@@ -20,7 +20,7 @@ class Method:
     """How layers are measured.
 
     Args:
-        windows: which submatrices.
+        windows: which submatrices, for all layers or by patterns of names and types.
         fit: the power-law fit.
         min_eigs: a layer with fewer eigenvalues gets no alpha.
         budget: extra memory in bytes. What a single window cannot do without (twice its Gram
@@ -32,7 +32,7 @@ class Method:
         ValueError: for ``budget`` below 1, or ``min_eigs`` below 2.
     """
 
-    windows: Windows = Farms()
+    windows: AnyWindows = Farms()
     fit: Fit = Hill()
     min_eigs: int = 10
     budget: int = DEFAULT_BUDGET
@@ -40,6 +40,7 @@ class Method:
 
     def __post_init__(self) -> None:
         check_engine(self.windows, self.fit, self.budget)
+        object.__setattr__(self, "windows", checked_windows(self.windows))  # a mapping is taken too
         if not isinstance(self.min_eigs, int) or self.min_eigs < 2:
             raise ValueError(f"min_eigs must be at least 2, got {self.min_eigs!r}")
 
@@ -48,7 +49,5 @@ def check_engine(windows: Any, fit: Any, budget: Any) -> None:
     """Raises TypeError where windows or fit are a name or a class; ValueError for the budget."""
     if not isinstance(budget, int) or budget < 1:
         raise ValueError(f"budget must be a number of bytes of at least 1, got {budget!r}")
-    check_kind(
-        "windows", windows, hasattr(windows, "grid"), "an object such as Farms() or WholeMatrix()"
-    )
+    checked_windows(windows)
     check_kind("fit", fit, callable(fit), "an object such as Hill() or KSFit()")

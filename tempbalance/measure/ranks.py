@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from tempbalance.layers.find import Layer, Layers
-from tempbalance.spectra.grid import Grid, Windows
+from tempbalance.spectra.by_layer import AnyWindows, windows_of
 
 # Reducing a k x k matrix reads it k times over; at the sizes of windows that costs, beside the
 # floating-point operations, as much as so many operations an entry (fitted to times of 64 to 768).
@@ -85,15 +85,17 @@ def side_group(group: dist.ProcessGroup) -> dist.ProcessGroup:
 # --- sharing -------------------------------------------------------------------------------------
 
 
-def cost(layer: Layer, windows: Windows) -> float:
+def cost(layer: Layer, windows: AnyWindows) -> float:
     """Time of measuring a layer, to a constant factor: in floating-point operations, about."""
-    grid: Grid = windows.grid(*layer.shape[1:])
+    grid = windows_of(windows, layer).grid(*layer.shape[1:])
     k, n = grid.eigenvalues, max(grid.height, grid.width)
     window = k * k * n + 4 / 3 * k**3 + _AN_ENTRY * k * k
     return layer.shape[0] * grid.positions * window
 
 
-def owners(layers: Sequence[Layer], windows: Windows, group: dist.ProcessGroup | None) -> list[int]:
+def owners(
+    layers: Sequence[Layer], windows: AnyWindows, group: dist.ProcessGroup | None
+) -> list[int]:
     """The rank that measures each layer: the costliest first, to the rank with least to do."""
     ranks = dist.get_world_size(group) if group is not None else 1
     return balanced([cost(layer, windows) for layer in layers], ranks)

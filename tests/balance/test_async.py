@@ -235,7 +235,7 @@ def under_way(gate: Gate, model: nn.Module, **options: Any) -> Balancer:
     return balancer
 
 
-@pytest.mark.parametrize("how", ["stop", "restart", "cancel", "update", "load", "forgotten"])
+@pytest.mark.parametrize("how", ["restart", "cancel", "update", "load", "forgotten"])
 def test_a_measurement_that_is_not_wanted_any_more_ends(
     how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -246,11 +246,7 @@ def test_a_measurement_that_is_not_wanted_any_more_ends(
     saved.begin()
     state = saved.state_dict()
     multipliers = balancer.multipliers
-    if how == "stop":
-        balancer.stop = 5
-        balancer.step()
-        assert set(balancer.multipliers.values()) == {1.0}
-    elif how == "restart":
+    if how == "restart":
         balancer.restart(2)
         assert balancer.tick == 2 and balancer.measurements == 1
     elif how == "cancel":
@@ -536,7 +532,7 @@ def with_hooks(seed: int, **options: Any) -> Any:
 @pytest.mark.parametrize("build", [with_scheduler, with_hooks])
 @pytest.mark.parametrize("cut", [2, 3, 4, 5])
 def test_resume_in_training(cut: int, build: Callable[..., Any]) -> None:
-    options = {"every": 3, "delay": 2, "ramp": 2, "per_update": 2}
+    options = {"every": 3, "delay": 2, "ramp": 2}
     whole = build(0, **options)
     before = trained(whole, 0, cut)
     buffer = io.BytesIO()
