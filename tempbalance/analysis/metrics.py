@@ -20,7 +20,7 @@ def details(
     seed: int = 0,
     progress: Callable[[float], None] | None = None,
 ) -> list[Row]:
-    """A row a layer, columns as in ``WeightWatcher.analyze()``; layers it would leave out have none.
+    """A row a layer, columns as in ``WeightWatcher.analyze()``; left out are those it leaves out.
 
     Args:
         ids: ``layer_id`` by name, as from :func:`module_ids`; default the position.
