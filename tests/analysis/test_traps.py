@@ -122,8 +122,8 @@ def test_power(rows: int, cols: int, count: int, scale: float, seed: int) -> Non
 
 def test_outliers_do_not_hide_each_other() -> None:
     """Six entries that double the variance of all entries together."""
-    weight = gaussian((60, 60))
-    weight.flat[::607] = np.sqrt(60 * 60 / 6)
+    weight = gaussian((120, 120))
+    weight.flat[::2411] = np.sqrt(120 * 120 / 6)
     found = traps_of(weight)
     assert found.traps is not None and found.traps >= 5
 
