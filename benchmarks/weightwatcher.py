@@ -188,7 +188,7 @@ def _alphas_off(theirs: Sequence[Row], report: Any) -> list[str]:
         f"{row['longname']}: alpha {row['alpha']}, analyze has {alphas[row['longname']]}"
         for row in theirs
         if row["longname"] in alphas
-        and row["num_evals"] >= 20  # below, it corrects alpha for bias
+        and int(row["num_evals"]) >= 20  # below, it corrects alpha for bias
         and not row["weak_rank_loss"]  # it fits what is above 1e-5, analyze all that is not zero
         and not math.isclose(float(row["alpha"]), alphas[row["longname"]], rel_tol=ALPHA)
     ]
