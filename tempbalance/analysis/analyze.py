@@ -130,7 +130,7 @@ def analyze(
     ticks = _half(progress) if traps and progress is not None else progress
     records = _measured(layers.layers, method, ticks)
     if traps:
-        found_traps = find_traps(layers.layers, progress=ticks)
+        found_traps = find_traps(layers.layers, budget=budget, progress=ticks)
         records = tuple(
             replace(r, **asdict(found_traps[r.name])) if r.name in found_traps else r
             for r in records
