@@ -28,7 +28,7 @@ from torch import nn
 
 import tempbalance as tb
 from experiments import pictures, provenance, sweep
-from experiments.study_files import RESULTS
+from experiments.study.files import RESULTS
 
 # Aspect ratios cols / rows at a fixed number of entries, so that only the shape differs.
 _RATIOS = (1.0, 0.5, 0.25, 0.125, 0.0625, 0.03125)

@@ -29,7 +29,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from experiments import pictures, report, sweep
+from experiments import pictures, report, results, sweep
 from experiments.train import train
 
 METHODS = {"none": "uniform", "tb": "plain TempBalance", "farms": "FARMS"}
@@ -85,8 +85,8 @@ def run_all(
 
 def show(outputs: Path, folders: Sequence[Path], seeds: Sequence[int], console: Console) -> None:
     """Table and pictures, in the terminal and under `outputs`."""
-    cells, notes = report.load(folders)
-    found = report.summarize(cells, notes)
+    cells, notes = results.load(folders)
+    found = results.summarize(cells, notes)
     table = Table(title="Test accuracy on digits, last epoch; difference: paired, from uniform")
     for name in ("method", "seeds", "mean", "sd", "difference", "95% interval", "measuring"):
         table.add_column(name, justify="left" if name == "method" else "right")
