@@ -96,7 +96,7 @@ def _alphas(model: nn.Module, windows: tb.Farms | tb.WholeMatrix) -> list[float]
 
 def trained_alphas(overrides: Sequence[str], outputs: str) -> dict[str, Any]:
     """Train with one rate for all layers; both alphas of every layer, before and after."""
-    import lightning.pytorch as pl
+    import pytorch_lightning as pl
     from hydra.utils import instantiate
 
     chosen = [*overrides, "callbacks=none", "logger=none", "threads=1", f"outputs={outputs}"]

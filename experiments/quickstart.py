@@ -17,7 +17,7 @@ from typing import Any
 from experiments import extras  # noqa: F401  (first: says what to install)
 
 # isort: split
-import lightning.pytorch as pl
+import pytorch_lightning as pl
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -141,9 +141,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", default=",".join(map(str, SEEDS)))
     parser.add_argument("overrides", nargs="*", help="of the configuration, key=value")
     chosen = parser.parse_args(arguments)
-    for name in ("lightning.pytorch", "lightning.fabric", "tempbalance"):
+    for name in ("pytorch_lightning", "lightning_fabric", "tempbalance"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="lightning")
+    warnings.filterwarnings("ignore", module="(pytorch_)?lightning")
     console = Console()
     seeds = [int(seed) for seed in chosen.seeds.split(",")]
     overrides = [

@@ -20,7 +20,7 @@ from experiments import extras  # noqa: F401  (first: says what to install)
 
 # isort: split
 import hydra
-import lightning.pytorch as pl
+import pytorch_lightning as pl
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf

@@ -85,7 +85,7 @@ def run_one(cell: Cell, variant: str, rate: float, seed: int, outputs: str) -> R
 
 def _quiet() -> None:
     """Of a worker: hundreds of runs say the same."""
-    for name in ("lightning.pytorch", "lightning.fabric", "tempbalance"):
+    for name in ("pytorch_lightning", "lightning_fabric", "tempbalance"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
 
