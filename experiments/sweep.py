@@ -45,6 +45,7 @@ _FREE = (
     "rerun",
     "data_root",
     "data.root",
+    "data.cache_dir",
     "trainer.ckpt_path",
     "trainer.default_root_dir",
     "trainer.enable_progress_bar",
@@ -99,7 +100,17 @@ def part(whole: int, share: float) -> int:
     return max(1, round(whole * share))
 
 
-for _resolver in (run_label, at_share, by_method, part):
+def times(a: float, b: float) -> int:
+    """The product, rounded."""
+    return round(a * b)
+
+
+def either(value: Any, default: Any) -> Any:
+    """The value, or the default where it is null."""
+    return default if value is None else value
+
+
+for _resolver in (run_label, at_share, by_method, part, times, either):
     OmegaConf.register_new_resolver(_resolver.__name__, _resolver, replace=True)
 OmegaConf.register_new_resolver("is_zero", lambda value: not value, replace=True)
 
