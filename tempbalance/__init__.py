@@ -1,24 +1,30 @@
 """Layer-wise learning rates from the spectra of the weights (TempBalance with FARMS)."""
 
 from tempbalance.analysis.report import Report, analyze
-from tempbalance.assign.maps import (
+from tempbalance.assign import (
     Averaged,
     Clipped,
     Constant,
+    DepthDecay,
+    DepthLinear,
     Frozen,
     LinearMap,
     Log2Share,
+    PerBlock,
     PerType,
+    Population,
     RankMap,
     Reversed,
     Shuffled,
     SigmoidMap,
     SqrtShare,
+    StandardSigmoid,
 )
 from tempbalance.balance.balancer import Balancer, BalanceWarning
 from tempbalance.measure.measurement import LayerRecord, MeasurementError, Outcome
 from tempbalance.optim.hooks import StepHooks
 from tempbalance.optim.scheduler import TempBalanceLR
+from tempbalance.spectra.by_layer import ByLayer
 from tempbalance.spectra.powerlaw import Hill, KSFit, PeakFit
 from tempbalance.spectra.windows import Farms, WholeMatrix
 
@@ -28,8 +34,11 @@ __all__ = [
     "Averaged",
     "BalanceWarning",
     "Balancer",
+    "ByLayer",
     "Clipped",
     "Constant",
+    "DepthDecay",
+    "DepthLinear",
     "Farms",
     "Frozen",
     "Hill",
@@ -40,13 +49,16 @@ __all__ = [
     "MeasurementError",
     "Outcome",
     "PeakFit",
+    "PerBlock",
     "PerType",
+    "Population",
     "RankMap",
     "Report",
     "Reversed",
     "Shuffled",
     "SigmoidMap",
     "SqrtShare",
+    "StandardSigmoid",
     "StepHooks",
     "TempBalanceLR",
     "WholeMatrix",

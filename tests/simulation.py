@@ -14,7 +14,7 @@ from torch import nn
 import tempbalance as tb
 from tempbalance.layers.find import Layer, find_layers
 from tempbalance.measure.measurement import measure
-from tempbalance.measure.sharing import cost
+from tempbalance.measure.ranks import cost
 
 
 def stack() -> nn.Sequential:

@@ -20,8 +20,9 @@ from tempbalance.measure.measurement import (
     measure,
 )
 from tempbalance.measure.method import check_engine
+from tempbalance.spectra.by_layer import AnyWindows, WindowsLike, checked_windows, windows_of
 from tempbalance.spectra.powerlaw import Fit, Hill
-from tempbalance.spectra.windows import Farms, WholeMatrix, Windows
+from tempbalance.spectra.windows import Farms, WholeMatrix
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -149,7 +150,7 @@ class Report:
 def analyze(
     model: nn.Module,
     *,
-    windows: Windows = Farms(),
+    windows: WindowsLike = Farms(),
     fit: Fit = Hill(),
     min_eigs: int = 10,
     fused: Mapping[str, int | tuple[int, ...]] | None = None,
@@ -168,7 +169,8 @@ def analyze(
         model: any ``nn.Module``; compiled, DDP- and FSDP2-wrapped ones too (under FSDP2 every
             rank must call). Frozen layers are measured as well.
         windows: which submatrices are measured, ``Farms()``, or ``WholeMatrix()`` for
-            the plain method.
+            the plain method; or by the first pattern that a layer's name or type matches:
+            ``{"Linear": WholeMatrix(), "*": Farms()}``.
         fit: the power-law fit, ``Hill()``, ``KSFit()`` or ``PeakFit()``.
         min_eigs: layers with fewer eigenvalues get no alpha.
         fused: projections that share one weight, by name pattern: ``{"*.qkv": 3}``.
@@ -180,7 +182,8 @@ def analyze(
     Raises:
         MeasurementError: with ``strict``, naming the layer, its shape and the cure.
         TypeError: if ``model`` is not a module, or windows or fit are not objects of their kind.
-        ValueError: for ``min_eigs`` below 2, or a ``fused`` pattern that matches nothing.
+        ValueError: for ``min_eigs`` below 2, a ``fused`` pattern that matches nothing, or a
+            layer that no pattern of ``windows`` matches.
 
     >>> report = analyze(nn.Linear(256, 64))
     >>> 1.5 < report.layers[0].alpha < 3
@@ -196,12 +199,13 @@ def analyze(
         raise ValueError(f"min_eigs must be at least 2, got {min_eigs!r}")
     found = find_layers(model, fused)
     # Where the only window is the slice itself, its norms come with the first measurement.
-    others = [x for x in found.layers if not _is_whole(windows, x)]
+    chosen = checked_windows(windows, found.layers)
+    others = [x for x in found.layers if not _is_whole(chosen, x)]
     # A Gram matrix of the whole slice and the solver's copy of it, complex as they may be.
     again = [x for x in others if 16 * min(x.shape[1:]) ** 2 <= budget]
     ticks = _half(progress) if again and progress is not None else progress
     common: dict[str, Any] = {"min_eigs": min_eigs, "budget": budget, "progress": ticks}
-    records = measure(found.layers, windows=windows, fit=fit, keep_spectra=True, **common)
+    records = measure(found.layers, windows=chosen, fit=fit, keep_spectra=True, **common)
     of_weight = {r.name: r for r in measure(again, windows=WholeMatrix(), **common)}
     windowed = {x.name for x in others}
     records = [r.with_norms_of(of_weight.get(r.name)) if r.name in windowed else r for r in records]
@@ -217,10 +221,10 @@ def analyze(
     return report
 
 
-def _is_whole(windows: Windows, layer: Layer) -> bool:
+def _is_whole(windows: AnyWindows, layer: Layer) -> bool:
     """Whether the windows of a layer are its slices, each once."""
     _, rows, cols = layer.shape
-    grid = windows.grid(rows, cols)
+    grid = windows_of(windows, layer).grid(rows, cols)
     return grid.positions == 1 and grid.height * grid.width == rows * cols
 
 

@@ -16,7 +16,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from tempbalance.assign.maps import Assignment, Clipped, LinearMap, check_assignment
+from tempbalance.assign import Assignment, Clipped, check_assignment
+from tempbalance.assign.maps import LinearMap
 from tempbalance.balance import overhead
 from tempbalance.balance.background import Job
 from tempbalance.balance.checks import (
@@ -35,10 +36,11 @@ from tempbalance.balance.ramp import Ramp
 from tempbalance.balance.savings import Ages, Savings
 from tempbalance.balance.units import Unit, multipliers
 from tempbalance.layers.find import Layer, Layers, find_layers
-from tempbalance.measure.attempt import Result, attempt, attempt_later
+from tempbalance.measure.attempt import Result, attempt
 from tempbalance.measure.measurement import DEFAULT_BUDGET, LayerRecord
 from tempbalance.measure.method import Method, check_engine
 from tempbalance.measure.ranks import found_group, sharded, side_group, world_size
+from tempbalance.measure.snapshot import attempt_later
 from tempbalance.measure.twins import theory_marks
 from tempbalance.spectra.powerlaw import Fit, Hill
 from tempbalance.spectra.windows import Farms, Windows

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from tempbalance.balance.sketch import changes, decode, encode, sketches
 from tempbalance.layers.find import Layer
-from tempbalance.measure.ranks import largest
-from tempbalance.measure.sharing import cost
+from tempbalance.measure.ranks import cost, largest
 from tempbalance.spectra.windows import Windows
 
 _MAX_AGE = 10

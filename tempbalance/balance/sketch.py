@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from tempbalance.layers.find import Layer
-from tempbalance.spectra.spectrum import full_precision
+from tempbalance.spectra.gram import full_precision
 
 SIZE = 64
 # Entries of a weight that are converted to float32 at a time.

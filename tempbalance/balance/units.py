@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
-from tempbalance.assign.maps import Assignment, normalized
+from tempbalance.assign import Assignment, normalized
 from tempbalance.layers.find import Layer
 
 Unit = str | Callable[[str], str]

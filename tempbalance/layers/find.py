@@ -468,17 +468,3 @@ def _kind(module: nn.Module) -> str:
     """The type's name, without what parametrizing and FSDP2 add to it."""
     name = type(module).__name__
     return name.removeprefix("Parametrized").removeprefix("FSDP")
-
-
-def random_twin(layer: Layer, seed: int = 0) -> Layer:
-    """A layer of the same shape and device with independent Gaussian entries: no structure."""
-    weight = layer.tensors()[0]
-
-    def read() -> Tensor:
-        generator = torch.Generator().manual_seed(seed)
-        dtype = torch.complex64 if weight.is_complex() else torch.float32
-        # Where the generator is, whatever the default device.
-        values = torch.randn(layer.shape, generator=generator, dtype=dtype, device="cpu")
-        return values.to(weight.device)
-
-    return replace(layer, _read=read, copies=True)

@@ -15,7 +15,8 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from tempbalance.assign.maps import Assignment, LinearMap
+from tempbalance.assign import Assignment
+from tempbalance.assign.maps import LinearMap
 from tempbalance.balance.balancer import Balancer
 from tempbalance.balance.messages import TAKEN_OVER, warn
 from tempbalance.balance.units import Unit

@@ -33,13 +33,13 @@ from tempbalance.runs import write as history
 def measured(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """The layers of every measurement from here on."""
     seen: list[list[str]] = []
-    whole = attempt.measure
+    whole = attempt.measured
 
     def watched(layers: Any, **options: Any) -> Any:
         seen.append([layer.name for layer in layers])
         return whole(layers, **options)
 
-    monkeypatch.setattr(attempt, "measure", watched)
+    monkeypatch.setattr(attempt, "measured", watched)
     return seen
 
 
@@ -286,17 +286,17 @@ def test_what_has_no_alpha_is_looked_at_again(monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_layer_that_failed_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     balancer = Balancer(stack(), moved=0.01)
-    whole = attempt.measure
+    whole = attempt.measured
 
     def failing(layers: Any, **options: Any) -> Any:
         if any(layer.name == "3" for layer in layers):
             raise torch.OutOfMemoryError("no room")
         return whole(layers, **options)
 
-    monkeypatch.setattr(attempt, "measure", failing)
+    monkeypatch.setattr(attempt, "measured", failing)
     with pytest.warns(tb.BalanceWarning):
         balancer.begin()
-    monkeypatch.setattr(attempt, "measure", whole)
+    monkeypatch.setattr(attempt, "measured", whole)
     seen = measured(monkeypatch)
     balancer.step()
     balancer.step()
@@ -376,13 +376,13 @@ class Clock:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, cost: float, a_layer: float = 0.0) -> None:
         self.now, self.cost, self.a_layer = 0.0, cost, a_layer
         monkeypatch.setattr(overhead, "clock", lambda: self.now)
-        whole = attempt.measure
+        whole = attempt.measured
 
         def timed(layers: Any, **options: Any) -> Any:
             self.now += self.cost + self.a_layer * len(layers)
             return whole(layers, **options)
 
-        monkeypatch.setattr(attempt, "measure", timed)
+        monkeypatch.setattr(attempt, "measured", timed)
 
 
 def run(balancer: Balancer, clock: Clock, ticks: int, tick: float = 1.0) -> None:

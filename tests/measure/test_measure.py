@@ -506,7 +506,7 @@ def test_weights_made_in_inference_mode() -> None:
 def test_a_healthy_trained_network_is_measured_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     """The second look is rare: under a tenth of the windows, those of trained layers included."""
     datasets = pytest.importorskip("sklearn.datasets")
-    from tempbalance.measure import measurement as module
+    from tempbalance.measure import engine as module
 
     redone = 0
     original = module.spectra_float64

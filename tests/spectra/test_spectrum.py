@@ -16,14 +16,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from tempbalance import Farms, WholeMatrix, analyze
-from tempbalance.spectra.spectrum import (
-    Task,
-    full_precision,
-    needs_float64,
-    spectra,
-    spectra_float64,
-    unit_scale,
-)
+from tempbalance.spectra.batches import Task
+from tempbalance.spectra.gram import full_precision
+from tempbalance.spectra.scale import unit_scale
+from tempbalance.spectra.spectrum import needs_float64, spectra, spectra_float64
 from tempbalance.spectra.windows import Windows
 
 BUDGET = 2**28
