@@ -40,6 +40,7 @@ def classifier(encoder: str, num_classes: int) -> nn.Module:
     """
     from transformers import AutoModelForSequenceClassification
 
-    return AutoModelForSequenceClassification.from_pretrained(
+    model = AutoModelForSequenceClassification.from_pretrained(
         encoder_folder(encoder), num_labels=num_classes, local_files_only=True
     )
+    return model.train()  # it comes in eval mode, and Lightning keeps that: without dropout
