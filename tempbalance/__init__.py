@@ -20,8 +20,9 @@ from tempbalance.assign import (
     SqrtShare,
     StandardSigmoid,
 )
-from tempbalance.balance.balancer import Balancer, BalanceWarning
+from tempbalance.balance import Balancer, BalanceWarning
 from tempbalance.measure.measurement import LayerRecord, MeasurementError, Outcome
+from tempbalance.optim.decay import AlphaDecay
 from tempbalance.optim.hooks import StepHooks
 from tempbalance.optim.scheduler import TempBalanceLR
 from tempbalance.spectra.by_layer import ByLayer
@@ -31,6 +32,7 @@ from tempbalance.spectra.windows import Farms, WholeMatrix
 __version__ = "0.1.0"
 
 __all__ = [
+    "AlphaDecay",
     "Averaged",
     "BalanceWarning",
     "Balancer",

@@ -196,7 +196,11 @@ class Engine:
 
     def _second_look(self, part: Part, rows: Values, kept: list[Values | None]) -> None:
         """Redo in float64 the windows that need it, of the layers where the table has a doubt."""
-        doubtful = [i for i, row in enumerate(rows) if row[DOUBT] and row[SCALE]]
+        doubtful = [
+            i
+            for i, (row, values) in enumerate(zip(rows, part.eigenvalues, strict=True))
+            if row[DOUBT] and row[SCALE] and values.dtype != torch.float64
+        ]
         if not doubtful:
             return
         masks = [

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from tempbalance.spectra import cpu, gpu, scale
-from tempbalance.spectra.batches import Task, Work, bytes_of
+from tempbalance.spectra.batches import Task, Work, bytes_of, is_double
 
 logger = logging.getLogger("tempbalance")
 
@@ -43,7 +43,10 @@ def spectra(
     progress: Callable[[float], None] | None = None,
     workers: int | None = None,
 ) -> list[Tensor]:
-    """Eigenvalues of every window of each task in float32: a list of (P, S, k), ascending in k.
+    """Eigenvalues of every window of each task: a list of (P, S, k), ascending in k.
+
+    In float32, but for weights in float64, which are whole at once as :func:`spectra_float64` has
+    them: who trains in float64 wants figures of that precision.
 
     They belong to the scaled weight: divide by ``scale ** 2`` for those of the weight itself.
     Nothing is dropped but windows of zeros: float32 cannot tell a tiny eigenvalue from a zero, and
@@ -57,8 +60,19 @@ def spectra(
         progress: called with the share of the work (0 to 1) that a finished batch was.
         workers: threads on a CPU; default as many as torch uses.
     """
-    whole = [(task, None) for task in tasks]
-    return _compute(whole, budget, torch.float32, progress, workers)
+    found: dict[int, Tensor] = {}
+    for dtype in (torch.float32, torch.float64):
+        some = [i for i, t in enumerate(tasks) if is_double(t.slices) == (dtype == torch.float64)]
+        if some:
+            share = len(some) / len(tasks)
+            part = progress and functools.partial(_scaled, progress, share)
+            of_some = _compute([(tasks[i], None) for i in some], budget, dtype, part, workers)
+            found.update(zip(some, of_some, strict=True))
+    return [found[i] for i in range(len(tasks))]
+
+
+def _scaled(report: Callable[[float], None], share: float, done: float) -> None:
+    report(done * share)
 
 
 def spectra_float64(

@@ -38,7 +38,7 @@ def requested() -> bool:
     Raises:
         ValueError: for another value of the variable than "triton" or "library".
     """
-    wish = os.environ.get(VARIABLE, "library")
+    wish = os.environ.get(VARIABLE) or "library"
     if wish not in ("triton", "library"):
         raise ValueError(f"{VARIABLE} must be 'triton' or 'library', got {wish!r}")
     return wish == "triton"
