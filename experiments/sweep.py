@@ -52,7 +52,12 @@ _FREE = (
     "trainer.enable_model_summary",
     "callbacks.progress",
 )
-_NAMED = ("experiment", "balance", "seed")  # these have a place of their own in the folder's name
+_NAMED = (
+    "experiment",
+    "balance",
+    "decay",
+    "seed",
+)  # these have a place of their own in the folder's name
 _LONGEST = 140  # of a folder's name; file systems stop at 255 bytes
 
 
@@ -110,7 +115,12 @@ def either(value: Any, default: Any) -> Any:
     return default if value is None else value
 
 
-for _resolver in (run_label, at_share, by_method, part, times, either):
+def with_decay(method: str, decay: str) -> str:
+    """The name of a method of rates with one of weight decay; that of rates where there is none."""
+    return method if decay == "none" else f"{method}+{decay}"
+
+
+for _resolver in (run_label, at_share, by_method, part, times, either, with_decay):
     OmegaConf.register_new_resolver(_resolver.__name__, _resolver, replace=True)
 OmegaConf.register_new_resolver("is_zero", lambda value: not value, replace=True)
 
@@ -127,7 +137,7 @@ def compose(overrides: Sequence[str], folder: Path | None = None) -> DictConfig:
         cfg = hydra_compose("train", overrides=list(overrides))
     cfg.overrides = list(overrides)
     cfg.folder = str(
-        folder or Path(cfg.outputs) / cfg.name / run_label(cfg.method, cfg.seed, overrides)
+        folder or Path(cfg.outputs) / cfg.name / run_label(cfg.whole_method, cfg.seed, overrides)
     )
     return cfg
 

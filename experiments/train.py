@@ -77,7 +77,7 @@ def train(cfg: DictConfig, more: Sequence[pl.Callback] = ()) -> dict[str, Any]:
     measuring = history.measuring
     return {
         "name": cfg.name,
-        "method": cfg.method,
+        "method": cfg.whole_method,
         "seed": cfg.seed,
         "settings": sweep.settings(cfg.overrides),
         "metric": {
