@@ -25,7 +25,7 @@ from benchmarks.llm import MODELS, Transformer, Weight, together, work
 from benchmarks.rates import Rates, Roofline, measured
 from tempbalance import Farms
 from tempbalance.measure.measurement import DEFAULT_BUDGET
-from tempbalance.measure.sharing import balanced, cost
+from tempbalance.measure.ranks import balanced, cost
 from tempbalance.spectra import table as statistics
 from tempbalance.spectra.batches import LARGE
 from tempbalance.spectra.windows import Windows

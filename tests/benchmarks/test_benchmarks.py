@@ -170,8 +170,8 @@ def test_only_the_read_may_wait(monkeypatch: pytest.MonkeyPatch) -> None:
         yield
         modes.pop()
 
-    engine: Any = sys.modules["tempbalance.measure.measurement"]
-    run = engine.measure
+    engine: Any = sys.modules["tempbalance.measure.engine"]
+    from tempbalance.measure import measure as run
 
     monkeypatch.setattr(on_cuda, "_debug_mode", mode)
     torch.manual_seed(0)  # a spectrum without a second look
@@ -460,10 +460,8 @@ def test_eigensolver_figures_have_a_section(tmp_path: Path) -> None:
                "load_average_after": 0, "commit": "abc"}  # fmt: skip
     cases = [{"case": "56 x 64", "form": "library", "ms": 4.5},
              {"case": "56 x 64", "form": "triton", "note": "no triton"}]  # fmt: skip
-    (tmp_path / "eigensolver_cuda.json").write_text(
-        json.dumps({"machine": machine, "cases": cases})
-    )
-    assert "| CUDA | 56 x 64 | 4.50 |  |  |  |" in report.text(tmp_path)
+    (tmp_path / "eigensolver_cuda.json").write_text(json.dumps({"machine": machine, "rows": cases}))
+    assert "| CUDA | 56 x 64 | 4.50 |  |" in report.text(tmp_path)
 
 
 def test_one_command_runs_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
