@@ -44,8 +44,7 @@ def add(commands: Any) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     given.check_files(options)
-    if not options.windows:
-        options.whole = True  # as rankings are published
+    options.windows = options.windows or ["whole"]  # the published method
     paths: list[str] = options.checkpoints
     if len(paths) < 2:
         raise UsageError("rank needs at least two models")
