@@ -64,8 +64,8 @@ class Scaled:
         return found
 
     def take(self) -> None:
-        """Take the groups' rates as they stand as the base rates."""
-        self.base = [_copy(group["lr"]) for group in self.optimizer.param_groups]
+        """Take the values as they stand in the groups as the base values."""
+        self.base = [_copy(group[self.field]) for group in self.optimizer.param_groups]
         self.factors = [1.0] * len(self.base)
         self._wrote(self.base)
 
@@ -200,12 +200,12 @@ class Scaled:
         self._source = [self._source[i] for i in left if i < len(self._source)]
 
     def copied(self) -> list[Value]:
-        """The base rates, tensors copied, for a checkpoint."""
+        """The base values, tensors copied, for a checkpoint."""
         return [_copy(rate) for rate in self.base]
 
     def current(self) -> list[Value]:
-        """The rates in the groups now, tensors copied."""
-        return [_copy(group["lr"]) for group in self.optimizer.param_groups]
+        """The values in the groups now, tensors copied."""
+        return [_copy(group[self.field]) for group in self.optimizer.param_groups]
 
 
 def _write(group: dict[str, Any], value: Value, key: str, like: str) -> None:
