@@ -25,7 +25,7 @@ from tempbalance.measure.measurement import (
     Outcome,
     measure,
 )
-from tempbalance.measure.method import Method
+from tempbalance.measure.method import Method, check_engine
 from tempbalance.spectra.by_layer import AnyWindows, WindowsLike, checked_windows, windows_of
 from tempbalance.spectra.powerlaw import Fit, Hill
 from tempbalance.spectra.windows import Farms, WholeMatrix
@@ -119,14 +119,16 @@ def analyze(
     >>> 1.5 < report.layers[0].alpha < 3
     True
     """
-    method = Method(checked_windows(windows), fit, min_eigs, budget)
+    check_engine(windows, fit, budget)
+    if min_eigs < 2:
+        raise ValueError(f"min_eigs must be at least 2, got {min_eigs!r}")
     if preset not in (None, "weightwatcher"):
         raise ValueError(f"preset must be 'weightwatcher' or None, got {preset!r}")
     found = _network(model, fused)
     layers = found.layers
     if preset is not None:
         return _details(model, found, traps, budget, progress)
-    checked_windows(method.windows, layers.layers)
+    method = Method(checked_windows(windows, layers.layers), fit, min_eigs, budget)
     ticks = _half(progress) if traps and progress is not None else progress
     records = _measured(layers.layers, method, ticks)
     if traps:

@@ -108,8 +108,8 @@ def guess_layers(
 
 class _Guesser:
     def __init__(self, fused: Fused | Literal[False] | None, device: torch.device) -> None:
-        self.alone, self.fused = fused is not False, dict(fused or {})
-        self.device = device
+        self.cut, self.device = fused is not False, device
+        self.fused = dict(fused or {})
         self.sources: dict[int, Stored] = {}  # by the parameter that stands for it
         self.shared: dict[object, nn.Parameter] = {}
         self.guessed: dict[str, list[str]] = {}
@@ -132,7 +132,7 @@ class _Guesser:
             root = _placed(root, path, module)
             if known:
                 self.fused[path] = known
-        found = find_layers(root, self.fused if self.alone else False)
+        found = find_layers(root, self.fused if self.cut else False)
         layers = tuple(self._lazy(layer) for layer in found.layers)
         notes = [f"{what}: {some(names, 3)}" for what, names in self.guessed.items()]
         if notes:
@@ -221,9 +221,11 @@ class _Guesser:
     def _is_fused(self, path: str, module: nn.Module, own: _Own) -> int | tuple[int, ...]:
         """Into what a weight is cut along its outputs, or 0."""
         last = path.rpartition(".")[2]
-        names = (path, f"{path}.weight")
-        told = any(fnmatch.fnmatchcase(n, p) for n in names for p in self.fused) or not self.alone
-        if told or not isinstance(module, nn.Linear | Conv1D) or own["weight"].same in self.shared:
+        names = (path, f"{path}.weight")  # a pattern may name either
+        user = any(fnmatch.fnmatchcase(name, p) for name in names for p in self.fused)
+        if user or not self.cut or not isinstance(module, nn.Linear | Conv1D):
+            return 0
+        if own["weight"].same in self.shared:
             return 0
         if _INTERLEAVED.search(last):
             self._note("query, key and value lie head by head and are measured as one", path)

@@ -22,11 +22,10 @@ import torch
 from torch import Tensor, nn
 
 from tempbalance.analysis.released_bulk import fit_bulk, random_columns
-from tempbalance.measure.method import DEFAULT_BUDGET
-from tempbalance.spectra.batches import Task
+from tempbalance.measure.measurement import DEFAULT_BUDGET
 from tempbalance.spectra.powerlaw import KSFit
 from tempbalance.spectra.scale import unit_scales
-from tempbalance.spectra.spectrum import spectra_float64
+from tempbalance.spectra.spectrum import Task, spectra_float64
 from tempbalance.spectra.windows import WholeMatrix
 
 logger = logging.getLogger("tempbalance")

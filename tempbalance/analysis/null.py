@@ -12,8 +12,11 @@ from torch import Tensor, nn
 from tempbalance.layers import Layer
 from tempbalance.measure.measurement import LayerRecord, measured
 from tempbalance.measure.method import Method
-from tempbalance.spectra.by_layer import windows_of
-from tempbalance.spectra.windows import Windows
+from tempbalance.spectra.by_layer import ByLayer, windows_of
+from tempbalance.spectra.grid import Windows
+
+_Shape = tuple[int, int, int]
+_Key = tuple[_Shape, bool, Windows]
 
 
 @dataclass(frozen=True)
@@ -44,36 +47,37 @@ def null_alphas(
         draws: random matrices a shape; about 10 for the standard deviation, 2 for the mean alone.
         complex_: names of the layers with complex entries.
     """
-    known = {r.name: r for r in records if r.outcome.measured}
     keys = {
-        name: (r.shape, name in complex_, windows_of(method.windows, r))
-        for name, r in known.items()
+        r.name: (r.shape, r.name in complex_, windows_of(method.windows, r))
+        for r in records
+        if r.outcome.measured
     }
-    first = {key: known[name] for name, key in reversed(keys.items())}
-    wanted = list(first)
+    wanted = list(dict.fromkeys(keys.values()))
     twins = [
-        _twin(first[key], key[1], seed + 7919 * i + k)
-        for k, key in enumerate(wanted)
+        _twin(f"{k}.{i}", shape, is_complex, seed + 7919 * i + k)
+        for k, (shape, is_complex, _) in enumerate(wanted)
         for i in range(draws)
     ]
-    plain = replace(method, keep_spectra=False)
-    read = measured(twins, method=plain, progress=progress) if twins else []
-    found: dict[tuple[tuple[int, int, int], bool, Windows], Null] = {}
+    windows = ByLayer({f"{k}.*": own for k, (_, _, own) in enumerate(wanted)}) if wanted else None
+    drawn: list[LayerRecord] = []
+    if windows is not None:
+        plain = replace(method, windows=windows, keep_spectra=False)
+        drawn = measured(twins, method=plain, progress=progress)
+    found: dict[_Key, Null] = {}
     for k, key in enumerate(wanted):
-        alphas = [r.alpha for r in read[k * draws : (k + 1) * draws] if r.alpha is not None]
+        alphas = [r.alpha for r in drawn[k * draws : (k + 1) * draws] if r.alpha is not None]
         if alphas:
             std = statistics.stdev(alphas) if len(alphas) > 1 else 0.0
             found[key] = Null(statistics.fmean(alphas), std)
     return {name: found[key] for name, key in keys.items() if key in found}
 
 
-def _twin(like: LayerRecord, is_complex: bool, seed: int) -> Layer:
-    """A random layer of the shape, and of the name and kind, by which windows may be chosen."""
-    shape = like.shape
+def _twin(name: str, shape: _Shape, is_complex: bool, seed: int) -> Layer:
     dtype = torch.complex64 if is_complex else torch.float32
 
     def read() -> Tensor:
         generator = torch.Generator().manual_seed(seed)
         return torch.randn(shape, generator=generator, dtype=dtype, device="cpu")
 
-    return Layer(like.name, like.kind, shape, (), like.numel, nn.Module(), (), read, True)
+    slices, rows, cols = shape
+    return Layer(name, "Random", shape, (), slices * rows * cols, nn.Module(), (), read, True)

@@ -215,12 +215,7 @@ class Report:
 
     def __str__(self) -> str:
         lines = [*table(self.layers), "", *self.summary()]
-        return "\n".join(
-            [
-                *lines,
-                *(f"  {x}" for x in self.remarks()),
-            ]
-        )
+        return "\n".join([*lines, *(f"  {line}" for line in self.remarks())])
 
 
 def _mean(values: list[float | None]) -> float | None:

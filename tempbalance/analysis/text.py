@@ -50,14 +50,14 @@ def outcomes(layers: Sequence[LayerRecord]) -> list[str]:
 
 
 def guessed(layers: Sequence[LayerRecord]) -> list[str]:
-    """What else there is to know of layers (that their form was guessed), each thing once."""
+    """What there is to know of measured layers, each note once, with their parameters."""
     notes: dict[str, list[LayerRecord]] = {}
     for layer in layers:
         if layer.note:
             notes.setdefault(layer.note, []).append(layer)
     return [
-        f"{sum(x.numel for x in those):,} parameters {note} ({some([x.name for x in those], 3)})"
-        for note, those in notes.items()
+        f"{sum(x.numel for x in noted):,} parameters {note} ({some([x.name for x in noted], 3)})"
+        for note, noted in notes.items()
     ]
 
 

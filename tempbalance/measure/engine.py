@@ -204,8 +204,13 @@ class Engine:
         if not doubtful:
             return
         masks = [
-            needs_float64(e.double(), lowest_read(e, task.scale, self.method.fit, part.pooled[i]))
-            for i, e, task in ((i, part.eigenvalues[i], part.tasks[i]) for i in doubtful)
+            needs_float64(
+                part.eigenvalues[i].double(),
+                lowest_read(
+                    part.eigenvalues[i], part.tasks[i].scale, self.method.fit, part.pooled[i]
+                ),
+            )
+            for i in doubtful
         ]
         # One transfer for all of them: which windows they are decides what is computed.
         flat = torch.cat([mask.flatten() for mask in masks]).cpu()
