@@ -99,7 +99,9 @@ class Tracker:
         apart = [host for host, _ in fixed]
         self.layers = select.balanced(self.found, self.options, among, apart)
         checked_windows(self.options.windows, self.layers)
-        self.hosts = (*self.found.hosts, *apart)  # the last that names a parameter has it
+        # The last that names a parameter has it; a layer's own host has its norms too.
+        layers = {layer.name for layer in self.found.layers}
+        self.hosts = (*self.found.hosts, *(host for host in apart if host.name not in layers))
         for pattern in select.unmatched(self.found, self.options):
             self._messages.once(f"TempBalance: exclude={pattern!r} matches no layer")
         group = self.options.process_group or found_group(self._model, self.found)
