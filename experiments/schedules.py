@@ -14,7 +14,7 @@ _START = 0.01  # of the rate, at the first step
 def warmup_cosine(optimizer: Optimizer, warmup: float, total: int, final: float = 0.0) -> LambdaLR:
     """Linear warm-up from 0.01 of the rate, then cosine to `final` of it at `total`.
 
-    `warmup`: so many steps, or below 1 that share of `total`.
+    `warmup`: so many steps, or below 1 that share of `total` (none of a run of a step or two).
 
     Raises: ValueError unless 0 < warmup < total.
     """
@@ -28,7 +28,7 @@ def warmup_cosine(optimizer: Optimizer, warmup: float, total: int, final: float 
 def warmup_linear(optimizer: Optimizer, warmup: float, total: int, final: float = 0.0) -> LambdaLR:
     """Linear warm-up from 0.01 of the rate, then linear to `final` of it at `total`.
 
-    `warmup`: so many steps, or below 1 that share of `total`.
+    `warmup`: so many steps, or below 1 that share of `total` (none of a run of a step or two).
 
     Raises: ValueError unless 0 < warmup < total.
     """
@@ -38,8 +38,9 @@ def warmup_linear(optimizer: Optimizer, warmup: float, total: int, final: float 
 def _warmed(
     optimizer: Optimizer, warmup: float, total: int, decay: Callable[[float], float]
 ) -> LambdaLR:
-    first = max(1, round(warmup * total)) if 0 < warmup < 1 else round(warmup)
-    if not 0 < first < total:
+    share = 0 < warmup < 1
+    first = min(round(warmup * total), total - 1) if share else round(warmup)
+    if not (share or 0 < first < total):
         raise ValueError(f"warm-up of {warmup} does not fit in {total}: schedule.scheduler.warmup")
 
     def factor(step: int) -> float:

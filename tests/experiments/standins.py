@@ -77,6 +77,7 @@ def substitute(cfg: DictConfig) -> DictConfig:
         text = {"path": str(Path(__file__).parent), "pattern": "test_*.py"}
         cfg.data = {**cfg.data, **small, **text, "val_fraction": 0.02, "test_fraction": 0.02}
         cfg.model = {**cfg.model, "hidden": 32, "ffn": 48, "layers": 2, "heads": 2}
+        cfg.tuned.min_eigs = 5
         return cfg
     share = {"share": cfg.data.share, "val_fraction": cfg.data.val_fraction}
     if "num_classes" in problem:

@@ -312,7 +312,9 @@ def test_trainers_and_loggers_compose(trainer: str, logger: str, tmp_path: Path)
 
 @pytest.mark.parametrize("data", options("data"))
 def test_data_modules_take_their_configuration(data: str, tmp_path: Path) -> None:
-    cfg = composed(tmp_path, f"data={data}", f"data_root={tmp_path}", "model=unet")
+    needed = {"sst2": ["model=encoder"], "text": ["model=llama", "data.path=text.txt"]}
+    given = needed.get(data, ["model=unet"])
+    cfg = composed(tmp_path, f"data={data}", f"data_root={tmp_path}", *given)
     asked = {name for name in cfg.problem if OmegaConf.is_missing(cfg.problem, name)}
     # Only the owner of the images knows their classes.
     assert asked == ({"num_classes"} if data == "image_folder" else set())

@@ -252,6 +252,25 @@ def test_a_vocabulary_larger_than_the_embedding_is_refused(tmp_path: Path) -> No
         train(cfg)
 
 
+def test_the_recipe_runs() -> None:
+    class Logits(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.h = nn.Embedding(257, 64), nn.ModuleList([nn.Linear(64, 64)] * 1)
+            self.lm_head = nn.Linear(64, 257, bias=False)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.lm_head(self.h[0](self.embed(x)).relu())
+
+    text = (ROOT / "docs" / "recipes.md").read_text().split("## Language models", 1)[1]
+    code = text.split("```python\n", 1)[1].split("```", 1)[0]
+    names: dict[str, Any] = {"torch": torch, "model": Logits(), "steps": 5}
+    names |= {"batches": [(torch.ones(2, 8).long(),) * 2] * 4, "cross_entropy": F.cross_entropy}
+    exec(code, names)
+    rates = [g["lr"] for g in names["optimizer"].param_groups]
+    assert max(rates) > min(rates) > 0  # head and embedding are on their way to 5
+
+
 # --- sentences -----------------------------------------------------------------------------------
 
 
