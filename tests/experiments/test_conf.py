@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
-from standins import composed, substitute
+from standins import composed, save_encoder, sentences, substitute
 
 import tempbalance
 from experiments import extras, sweep
@@ -26,7 +26,10 @@ def options(group: str) -> list[str]:
 
 EXPERIMENTS = options("experiment")
 METHODS = options("balance")
-LANGUAGE = {"llr"}  # head and embedding have a rate of their own: no other network has them
+LANGUAGE = {
+    "llr",
+    "llr_farms",
+}  # head and embedding have a rate of their own: no other network has them
 
 
 def test_the_published_experiments_and_the_controls_are_there() -> None:
@@ -36,6 +39,7 @@ def test_the_published_experiments_and_the_controls_are_there() -> None:
         *(f"cifar100_{name}" for name in cifar),
         "cifar10_resnet18",
         "tinyimagenet_wrn16_8",
+        *("lm_tiny", "lm_60m", "lm_130m", "lm_350m", "lm_1b", "sst2_minilm"),
         *(f"{data}_{model}" for data in ("darcy", "cfd1d", "cfd2d") for model in ("fno", "unet")),
     }
     controls = {"shuffled", "reversed", "constant", "frozen", "pertype", "type_unit"}
@@ -54,6 +58,9 @@ def test_experiment_files_hold_overrides_a_seed_and_their_command(experiment: st
     assert "_target_" not in {key for key in content if key != "tuned"}
 
 
+# What only the user knows: the text.
+NEEDED = {f"lm_{size}": ["data.path=text.txt"] for size in ("60m", "130m", "350m", "1b")}
+
 PAIRS = {
     *((experiment, "farms_sigmoid") for experiment in EXPERIMENTS),
     *(("cifar100_vgg16", balance) for balance in METHODS),
@@ -62,7 +69,8 @@ PAIRS = {
 
 @pytest.mark.parametrize(("experiment", "balance"), sorted(PAIRS))
 def test_experiments_and_methods_compose(experiment: str, balance: str, tmp_path: Path) -> None:
-    cfg = composed(tmp_path, f"experiment={experiment}", f"balance={balance}")
+    given = [*NEEDED.get(experiment, ()), f"balance={balance}"]
+    cfg = composed(tmp_path, f"experiment={experiment}", *given)
     resolved = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     assert isinstance(resolved, dict)
     assert resolved["method"] == balance
@@ -180,16 +188,14 @@ def test_windows_by_layer_come_from_a_mapping_in_yaml() -> None:
 
 
 def test_published_settings_for_language_models(tmp_path: Path) -> None:
-    cfg = composed(tmp_path, "experiment=quickstart", "balance=llr", "trainer.max_epochs=400")
-    options = instantiate(cfg.balance).options
+    callback = instantiate(composed(tmp_path, "experiment=lm_1b", "balance=llr").balance)
+    options = callback.options
     assert options["assign"] == tempbalance.LinearMap(1.0, 5.0)
-    assert dict(options["fixed"]) == {"lm_head": 5.0, "Embedding": 5.0}
-    assert (options["hold"], options["min_eigs"]) == (80, 50)
+    assert dict(options["fixed"]) == {"*lm_head": 5.0, "Embedding": 5.0}
     assert options["windows"] == tempbalance.WholeMatrix()
-    steps = "tuned.llr={s1: 1, s2: 4, every: 100, ramp: 50, hold: 8000}"
-    callback = instantiate(composed(tmp_path, "balance=llr", steps).balance)
+    assert options["fit"] == tempbalance.Hill(2)
     assert (callback.by_step, callback.every) == (True, 100)
-    assert (callback.options["ramp"], callback.options["hold"]) == (50, 8000)
+    assert (options["ramp"], options["hold"], options["min_eigs"]) == (50, 8000, 50)
     cfg = composed(tmp_path, "balance=tb_sigmoid_block", "tuned.sigmoid.s=[2,1]")
     callback = instantiate(cfg.balance)
     assert callback.options["assign"] == tempbalance.SigmoidMap((2.0, 1.0), 10.0)
@@ -247,7 +253,14 @@ LARGE = ("cifar100_resnet34", "cifar100_vgg19", "tinyimagenet_wrn16_8")
 def test_every_experiment_runs_a_step(experiment: str, tmp_path: Path) -> None:
     balance = "none" if experiment in LARGE else "farms"
     overrides = [f"experiment={experiment}", f"balance={balance}", "trainer.fast_dev_run=true"]
-    cfg = substitute(composed(tmp_path, *overrides))
+    if experiment == "sst2_minilm":
+        root, encoder = sentences(tmp_path / "sst2", 8), save_encoder(tmp_path / "encoder")
+        small = ["tuned.min_eigs=5", "data.share=1"]
+        cfg = composed(
+            tmp_path, *overrides, *small, f"model.encoder={encoder}", f"data.root={root}"
+        )
+    else:
+        cfg = substitute(composed(tmp_path, *overrides, *NEEDED.get(experiment, ())))
     result = train(cfg)
     assert result["name"] == experiment
     assert math.isfinite(result["value"])
