@@ -26,10 +26,7 @@ def options(group: str) -> list[str]:
 
 EXPERIMENTS = options("experiment")
 METHODS = options("balance")
-LANGUAGE = {
-    "llr",
-    "llr_farms",
-}  # head and embedding have a rate of their own: no other network has them
+LANGUAGE = {"llr", "llr_farms"}  # of head and embedding, which other networks have not
 
 
 def test_the_published_experiments_and_the_controls_are_there() -> None:
