@@ -1,6 +1,10 @@
 """Layer-wise learning rates from the spectra of the weights (TempBalance with FARMS)."""
 
-from tempbalance.analysis.report import Report, analyze
+from tempbalance.analysis.analyze import analyze
+from tempbalance.analysis.compare import Comparison, compare
+from tempbalance.analysis.details import Details
+from tempbalance.analysis.ranking import Ranking, rank
+from tempbalance.analysis.report import Report
 from tempbalance.assign.maps import (
     Averaged,
     Clipped,
@@ -29,7 +33,9 @@ __all__ = [
     "BalanceWarning",
     "Balancer",
     "Clipped",
+    "Comparison",
     "Constant",
+    "Details",
     "Farms",
     "Frozen",
     "Hill",
@@ -42,6 +48,7 @@ __all__ = [
     "PeakFit",
     "PerType",
     "RankMap",
+    "Ranking",
     "Report",
     "Reversed",
     "Shuffled",
@@ -51,4 +58,6 @@ __all__ = [
     "TempBalanceLR",
     "WholeMatrix",
     "analyze",
+    "compare",
+    "rank",
 ]

@@ -14,6 +14,7 @@ from torch import nn
 
 import tempbalance as tb
 from tempbalance.plots import report as plots
+from tempbalance.plots import style
 
 pytest.importorskip("matplotlib")
 
@@ -22,13 +23,13 @@ pytest.importorskip("matplotlib")
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The figures that are saved, kept for a look."""
     figures: list[Any] = []
-    save = plots._save
+    save = plots.save
 
     def keep(figure: Any, path: Any) -> None:
         figures.append(figure)
-        save(figure, path)
+        return save(figure, path)
 
-    monkeypatch.setattr(plots, "_save", keep)
+    monkeypatch.setattr(plots, "save", keep)
     return figures
 
 
@@ -73,9 +74,9 @@ def test_the_drawn_tail_is_the_fitted_density(tmp_path: Path, drawn: list[Any]) 
 
 def test_the_histogram_is_a_density() -> None:
     values = np.sort(np.random.default_rng(0).pareto(1.5, 4000) + 1)
-    edges, density = plots._histogram(values, values[0])
+    edges, density = style.histogram(values, values[0])
     assert (density * np.diff(edges)).sum() == pytest.approx(1.0)
-    edges, density = plots._histogram(values, values[400])
+    edges, density = style.histogram(values, values[400])
     assert (density * np.diff(edges)).sum() == pytest.approx(0.9)
 
 
