@@ -35,7 +35,7 @@ def load(path: str | Path, dtype: str = "float32", device: str = "cpu") -> Loade
     options: dict[str, Any] = {"local_files_only": True}
     if place.suffix == ".gguf":
         if find_spec("gguf") is None:
-            raise ImportError(f"loading {place.name} needs gguf: pip install gguf")
+            raise ImportError(f"loading {place.name} needs gguf: pip install 'tempbalance[gguf]'")
         place, options = place.parent, {**options, "gguf_file": place.name}
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

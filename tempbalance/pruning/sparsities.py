@@ -8,6 +8,7 @@ heads, norms and biases are left alone. Where a network has no numbered blocks (
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, Protocol
@@ -253,7 +254,10 @@ def _alphas(
 
 
 def _units(layers: Sequence[Matrix], unit: Unit) -> list[list[Matrix]]:
-    """Layers by unit, in the order in which each is first met."""
+    """Layers by unit, in definition order; the blocks of one list by their numbers.
+
+    Files name their tensors in the order of the alphabet, where block 10 comes before block 2.
+    """
     known: dict[str, Callable[[Matrix], str]] = {
         "block": lambda layer: group_of(layer.name),
         "layer": lambda layer: layer.name,
@@ -265,7 +269,19 @@ def _units(layers: Sequence[Matrix], unit: Unit) -> list[list[Matrix]]:
     for layer in layers:
         key = known[unit](layer) if isinstance(unit, str) else unit(layer.name)
         units.setdefault(key, []).append(layer)
-    return list(units.values())
+    lists: dict[str, int] = {}
+    for key in units:
+        lists.setdefault(_list_of(key), len(lists))
+    order = sorted(units, key=lambda key: (lists[_list_of(key)], _numbers(key)))
+    return [units[key] for key in order]
+
+
+def _list_of(name: str) -> str:
+    return re.split(r"\d", name, maxsplit=1)[0]
+
+
+def _numbers(name: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", name)]
 
 
 def _places(count: int) -> Tensor:
