@@ -15,7 +15,7 @@ RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results" / "pruning.cs
 TOTALS = (0.5, 0.6, 0.7, 0.8)
 METHODS = ("magnitude", "wanda", "sparsegpt")
 ALLOCATIONS = ("uniform", "alpha", "farms", "depth", "depth_alpha", "shuffled", "reversed")
-SPREADS = (0.1, 0.2, 0.3, 0.5)
+SPREADS = (0.3, 0.2, 0.5, 0.1)  # in the order in which they are run
 SEEDS = (0, 1, 2)
 
 

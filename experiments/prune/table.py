@@ -36,13 +36,19 @@ log = logging.getLogger(__name__)
 
 
 def missing(rows: Sequence[Row], cells: Iterable[tuple[str, str, str, float]]) -> list[Key]:
-    """The next rows to run of some cells: those of the search, or else those on test text."""
+    """The next rows to run of some cells: those of the search, or else those on test text.
+
+    One spread of every allocation before the next, so that a search that is interrupted compares
+    allocations all the same.
+    """
     done = {row.key for row in rows}
     wanted: list[Key] = []
     for cell in cells:
         best = grid.chosen(rows, *cell)
         wanted += grid.search(*cell) if best is None else grid.finals(best)
-    return [key for key in wanted if key not in done]
+    spreads = (None, *grid.SPREADS)
+    ordered = sorted(wanted, key=lambda key: (key.split == "test", spreads.index(key.spread)))
+    return [key for key in ordered if key not in done]
 
 
 def result_of(key: Key, path: str, settings: Sequence[str]) -> dict[str, Any]:
