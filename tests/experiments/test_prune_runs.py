@@ -13,7 +13,7 @@ from hydra import compose, initialize_config_dir
 from torch import nn
 
 from experiments import sweep
-from experiments.prune import grid, table, texts
+from experiments.prune import grid, report, table, texts
 from experiments.prune.perplexity import perplexity
 from experiments.prune.run import run
 
@@ -164,3 +164,51 @@ def test_the_table_goes_on_where_it_stopped(place: Path, tmp_path: Path) -> None
 def test_the_table_holds_rows_of_one_design() -> None:
     with pytest.raises(SystemExit):
         table.main(["model", "--set", "length=16"])
+
+
+def _row(key: grid.Key, perplexity: float) -> grid.Row:
+    rest = {"sparsity": 0.5986, "sparsity_before": 0.0, "seconds": 1.0, "tokens": 100}
+    told = {"device": "cpu", "commit": "0", "settings": ""}
+    return grid.Row(**vars(key), perplexity=perplexity, **rest, **told)
+
+
+def test_the_page_shows_what_was_run_and_names_what_was_not(tmp_path: Path) -> None:
+    results = tmp_path / "results" / "pruning.csv"
+    cell = ("tiny", "wanda", "depth", 0.6)
+    by_spread = dict(zip(grid.SPREADS, (30.0, 25.0, 25.0, 40.0), strict=True))
+    rows = [_row(key, by_spread[key.spread or 0]) for key in grid.search(*cell)]
+    best = grid.chosen(rows, *cell)
+    assert best is not None and best.spread == min(grid.SPREADS[1:3])  # the smaller of equals
+    assert grid.chosen(rows[1:], *cell) is None
+    rows += [_row(key, 20.0 * 1.1**key.seed) for key in grid.finals(best)]
+    uniform = grid.search("tiny", "wanda", "uniform", 0.6)
+    rows += [_row(uniform[0], 50.0)]
+    rows += [_row(key, 40.0 * 1.1**key.seed) for key in grid.finals(rows[-1])]
+    for row in rows:
+        grid.append(results, row)
+    assert grid.read(results) == rows
+    paths = report.write(results)
+    assert [path.name for path in paths] == ["pruning.md", "pruning.png"]
+    text = paths[0].read_text()
+    assert "5 of 300 rows on validation text were run, 6 of 252 on test text." in text
+    # Half of uniform's, whatever the seed; 22 is the geometric mean of 20, 22 and 24.2.
+    assert f"| depth | not run | 22.0 ({best.spread:g}; -50.0%, -50.0 to -50.0) | not run" in text
+    assert "| uniform | not run | 44.0 | not run | not run |" in text
+    assert "| farms | not run | not run | not run | not run | - |" in text
+    assert paths[1].stat().st_size > 10_000
+
+
+def test_the_report_of_a_sweep_has_its_table_and_the_picture(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from experiments.prune.__main__ import _stored
+    from experiments.report import main
+
+    for allocation in ("uniform", "depth"):
+        folder = tmp_path / allocation
+        sweep.run(configured(place, f"folder={folder}", "overrides=[]", f"allocation={allocation}"),
+                  _stored)  # fmt: skip
+    assert main([str(tmp_path), "--baseline", "uniform"]) == 0
+    text = (tmp_path / "report.md").read_text()
+    assert "prune model=model method=wanda total=0.6 split=validation | depth | perplexity" in text
+    assert (tmp_path / "perplexity.png").is_file()
