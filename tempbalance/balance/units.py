@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
 from tempbalance.assign.maps import Assignment, normalized
 from tempbalance.layers.find import Layer
-from tempbalance.layers.names import block_of
 
 Unit = str | Callable[[str], str]
 
@@ -57,3 +57,16 @@ def _unit(layer: Layer, unit: Unit, assign: Assignment) -> str:
     if callable(unit):
         return unit(layer.name)
     return {"layer": layer.name, "block": block_of(layer.name), "type": layer.kind}[unit]
+
+
+def block_of(name: str) -> str:
+    """The block of a layer: its name up to the first numbered module that holds more than it.
+
+    >>> block_of("layer1.0.downsample.0"), block_of("h.3.attn.c_attn"), block_of("conv1")
+    ('layer1.0', 'h.3', 'conv1')
+    """
+    parts = name.split(".")
+    for i, part in enumerate(parts[:-1]):
+        if re.fullmatch(r"(.*_)?\d+", part):
+            return ".".join(parts[: i + 1])
+    return ".".join(parts[:-1]) or name

@@ -11,15 +11,9 @@ from torch.nn.utils import parametrize
 from torch.nn.utils import prune as torch_prune
 
 from tempbalance.layers.find import named_modules
-from tempbalance.layers.names import block_of, in_block
 from tempbalance.pruning.masks import Pattern
 from tempbalance.readers import is_materialized
 from tempbalance.words import some
-
-
-def group_of(name: str) -> str:
-    """What is pruned together: the block of a layer, or a layer that lies in none by itself."""
-    return block_of(name) if in_block(name) else name
 
 
 @dataclass(frozen=True, eq=False)

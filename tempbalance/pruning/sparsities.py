@@ -8,7 +8,6 @@ heads, norms and biases are left alone. Where a network has no numbered blocks (
 
 from __future__ import annotations
 
-import re
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, Protocol
@@ -18,11 +17,10 @@ from torch import Tensor, nn
 
 from tempbalance.analysis.report import Report
 from tempbalance.layers.find import find_layers
-from tempbalance.layers.names import in_block
 from tempbalance.measure.measurement import measure
 from tempbalance.measure.method import check_engine
 from tempbalance.pruning.allocate import LIMIT, allocate
-from tempbalance.pruning.linears import group_of
+from tempbalance.pruning.blocks import group_of, in_block, list_and_numbers
 from tempbalance.spectra.powerlaw import Fit, Hill
 from tempbalance.spectra.windows import Farms, Windows
 
@@ -271,17 +269,13 @@ def _units(layers: Sequence[Matrix], unit: Unit) -> list[list[Matrix]]:
         units.setdefault(key, []).append(layer)
     lists: dict[str, int] = {}
     for key in units:
-        lists.setdefault(_list_of(key), len(lists))
-    order = sorted(units, key=lambda key: (lists[_list_of(key)], _numbers(key)))
-    return [units[key] for key in order]
+        lists.setdefault(list_and_numbers(key)[0], len(lists))
 
+    def place(key: str) -> tuple[int, list[int]]:
+        inside, numbers = list_and_numbers(key)
+        return lists[inside], numbers
 
-def _list_of(name: str) -> str:
-    return re.split(r"\d", name, maxsplit=1)[0]
-
-
-def _numbers(name: str) -> list[int]:
-    return [int(number) for number in re.findall(r"\d+", name)]
+    return [units[key] for key in sorted(units, key=place)]
 
 
 def _places(count: int) -> Tensor:

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from tempbalance.layers.find import unwrap
+from tempbalance.pruning.blocks import group_of
 from tempbalance.pruning.chain import Chain, PassEndedError, find_chain
-from tempbalance.pruning.linears import Linear, group_of
+from tempbalance.pruning.linears import Linear
 from tempbalance.pruning.method import Method, Statistic
 
 Prune = Callable[[Linear, Statistic | None], None]
@@ -99,7 +100,9 @@ def _watching(linears: Sequence[Linear], method: Method) -> Iterator[dict[str, S
         if (statistic := method.statistic(linear.read())) is None:
             continue
         statistics[linear.name] = statistic
-        handles.append(linear.module.register_forward_pre_hook(_adding(statistic)))
+        handles.append(
+            linear.module.register_forward_pre_hook(_adding(statistic), with_kwargs=True)
+        )
     try:
         yield statistics
     finally:
@@ -107,9 +110,9 @@ def _watching(linears: Sequence[Linear], method: Method) -> Iterator[dict[str, S
             handle.remove()
 
 
-def _adding(statistic: Statistic) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-    def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        statistic.add(args[0])
+def _adding(statistic: Statistic) -> Callable[..., None]:
+    def hook(module: nn.Module, args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor]) -> None:
+        statistic.add(next(iter((*args, *kwargs.values()))))
 
     return hook
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import functools
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -203,6 +205,39 @@ def test_two_of_four_at_a_uniform_ratio_alone() -> None:
         assert (groups.sum(-1) == 2).all()
     with pytest.raises(ValueError, match="30 inputs, no multiple of 4"):
         prune(nn.Sequential(nn.Linear(30, 8)), {"0": 0.5}, method, [torch.randn(2, 30)])
+
+
+class Tall(nn.Module):
+    """Eight blocks, called by keyword, that tell how many of their outputs are held at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.ModuleDict({"up": nn.Linear(16, 16)}) for _ in range(8))
+        self.outputs: list[weakref.ref[Tensor]] = []
+        self.most = 0
+        for block in self.blocks:
+            block.forward = functools.partial(self._block, block)
+
+    def _block(self, block: nn.Module, hidden: Tensor) -> Tensor:
+        found = block["up"](input=hidden).relu()  # type: ignore[index]
+        self.outputs.append(weakref.ref(found))
+        self.most = max(self.most, sum(output() is not None for output in self.outputs))
+        return found
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(hidden=x)
+        return x
+
+
+def test_the_activations_of_one_block_are_held_however_many_blocks_there_are() -> None:
+    model = Tall()
+    given = [torch.randn(3, 16) for _ in range(5)]
+    prune(model, uniform(model, 0.5), SparseGPT(), given)
+    # One for each batch, and those of the calls just made and being made; not 5 x 8.
+    assert model.most <= 5 + 2
+    # Two passes a block and batch, one to write the calls down, and one to see who is called.
+    assert len(model.outputs) <= 5 * 8 * 3 + 8
 
 
 class Skipping(nn.Module):
