@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tempbalance.layers.find import unwrap
+from tempbalance.layers.find import named_modules
 from tempbalance.pruning.blocks import group_of
 from tempbalance.pruning.chain import Chain, PassEndedError, find_chain
 from tempbalance.pruning.linears import Linear
@@ -40,7 +40,7 @@ def walk(
     Raises:
         ValueError: naming layers that no batch reaches, before anything is pruned.
     """
-    model = unwrap(model)
+    _, model = next(named_modules(model))  # without the wrappers of torch.compile and DDP
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     calls = [_on(batch, device) for batch in batches]
     with _at_rest(model):

@@ -155,9 +155,11 @@ def test_units_centers_and_layers_without_alpha() -> None:
 def test_a_file_names_its_layers_by_the_alphabet_and_depth_counts_its_blocks() -> None:
     model = nn.Module()
     model.layers = nn.ModuleList(nn.ModuleDict({"up": nn.Linear(20, 20)}) for _ in range(12))
-    state = dict(sorted(model.state_dict().items()))
-    assert list(state).index("layers.10.up.weight") < list(state).index("layers.2.up.weight")
-    assert by_depth(tempbalance.analyze(state), 0.5) == pytest.approx(by_depth(model, 0.5))
+    report = tempbalance.analyze(model)
+    by_name = tuple(sorted(report.layers, key=lambda layer: layer.name))
+    assert by_name[2].name == "layers.10.up"
+    sorted_report = tempbalance.Report(by_name, report.skipped, report.numel)
+    assert by_depth(sorted_report, 0.5) == pytest.approx(by_depth(model, 0.5))
 
 
 def test_a_plain_network_prunes_all_its_linear_layers() -> None:
