@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any, Literal, overload
 
@@ -14,7 +14,7 @@ from tempbalance.analysis.details import Details
 from tempbalance.analysis.files import open_checkpoint
 from tempbalance.analysis.formats import in_memory
 from tempbalance.analysis.guess import Guess, guess_layers
-from tempbalance.analysis.metrics import details, module_ids
+from tempbalance.analysis.metrics import Weight, details, model_weights, module_ids
 from tempbalance.analysis.report import Report
 from tempbalance.analysis.traps import find_traps
 from tempbalance.layers import Layer, find_layers
@@ -123,14 +123,12 @@ def analyze(
     found = _network(model, fused)
     layers = found.layers
     if preset is not None:
-        ids = module_ids(model) if isinstance(model, nn.Module) else None
-        rows = details(layers.layers, ids=ids, mp_fit=True, randomize=traps, progress=progress)
-        return Details(tuple(rows), layers.skipped, found.notes)
+        return _details(model, found, traps, budget, progress)
     method = Method(windows, fit, min_eigs, budget)
     ticks = _half(progress) if traps and progress is not None else progress
     records = _measured(layers.layers, method, ticks)
     if traps:
-        found_traps = find_traps(layers.layers, progress=ticks)
+        found_traps = find_traps(layers.layers, budget=budget, progress=ticks)
         records = tuple(
             replace(r, **asdict(found_traps[r.name])) if r.name in found_traps else r
             for r in records
@@ -142,6 +140,26 @@ def analyze(
     if strict:
         _raise_first(report)
     return report
+
+
+def _details(
+    model: Network,
+    found: Guess,
+    randomize: bool,
+    budget: int,
+    progress: Callable[[float], None] | None,
+) -> Details:
+    """The weights that WeightWatcher reads of a model, or all those found in a file."""
+    weights: Sequence[Weight] = found.layers.layers
+    ids = None
+    if isinstance(model, nn.Module):
+        weights, ids = model_weights(model), module_ids(model)
+    rows = details(
+        weights, ids=ids, mp_fit=True, randomize=randomize, budget=budget, progress=progress
+    )
+    has_row = {f"{weight.name}.weight" for weight in weights}
+    left = tuple(each for each in found.layers.skipped if each.name not in has_row)
+    return Details(tuple(rows), left, found.notes)
 
 
 def _network(model: Network, fused: Mapping[str, int | tuple[int, ...]] | None) -> Guess:

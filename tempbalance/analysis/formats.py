@@ -25,7 +25,7 @@ from tempbalance.words import some
 # Where frameworks put the weights in a checkpoint, the usual first.
 CONTAINERS = ("state_dict", "model_state_dict", "model", "net", "network", "module")
 # Pages of a mapped file stay in memory while the mapping lives: it is made anew after so much.
-_MAPPED = 2**28
+_MAPPED = 2**26
 _DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
     "C64": torch.complex64, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,

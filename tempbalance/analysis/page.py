@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 
 from tempbalance.analysis.text import left_out, number, outcomes
@@ -37,14 +37,14 @@ _TRAPS: tuple[_Column, ...] = (
 _TEXT = {"layer", "kind", "outcome"}
 
 _STYLE = """
-body{font:15px/1.45 system-ui,sans-serif;color:#1c1c1c;margin:2rem auto;max-width:1280px;
+body{font:15px/1.45 system-ui,sans-serif;color:#1c1c1c;margin:2rem auto;max-width:1440px;
 padding:0 1.2rem}h1{font-size:1.5rem;margin:0 0 .4rem}h2{font-size:1.1rem;margin:2rem 0 .5rem}
 p.sum{font-size:1.05rem;margin:.1rem 0}li{margin:.15rem 0}svg{max-width:100%;height:auto}
 """
 _TABLE_STYLE = """
 .tb-wrap{overflow-x:auto}table.tb{border-collapse:collapse;font:13px/1.35 system-ui,sans-serif;
 color:#1c1c1c;background:#fff}
-table.tb th,table.tb td{padding:.28rem .6rem;text-align:right;white-space:nowrap;
+table.tb th,table.tb td{padding:.28rem .5rem;text-align:right;white-space:nowrap;
 border-bottom:1px solid #e4e4e4}table.tb .t{text-align:left}
 table.tb td.n{font-family:ui-monospace,monospace;text-align:left}
 table.tb thead th{cursor:pointer;background:#f3f5f7;position:sticky;top:0;user-select:none}
@@ -87,8 +87,13 @@ def page(
     layers: Sequence[LayerRecord],
     skipped: Sequence[Skipped],
     picture: str = "",
+    level: Mapping[str, float] | None = None,
 ) -> str:
-    """A whole page: heading, summary, the picture (an SVG element), the table, what is missing."""
+    """A whole page: heading, summary, the picture (an SVG element), the table, what is missing.
+
+    Args:
+        level: by layer, alpha of a random matrix of its shape, a column of its own.
+    """
     said = [*outcomes(layers), *left_out(skipped), *notes]
     parts = [
         f"<h1>{escape(title)}</h1>",
@@ -96,7 +101,7 @@ def page(
         picture,
         "<h2>Layers</h2><p>Click a column to sort by it; a third click restores the order of "
         "the model.</p>" if layers else "<p>The model has no weight matrix to measure.</p>",
-        _table(layers),
+        _table(layers, level or {}),
         "<h2>Not measured, and why</h2>" + _list(said) if said else "",
     ]  # fmt: skip
     return (
@@ -121,16 +126,20 @@ def fragment(
     return (
         f"<style>{style}</style>"
         + "".join(f"<p>{escape(line)}</p>" for line in summary)
-        + _table(layers)
+        + _table(layers, {})
         + (more if said else "")
     )
 
 
-def _table(layers: Sequence[LayerRecord]) -> str:
+def _table(layers: Sequence[LayerRecord], level: Mapping[str, float]) -> str:
     if not layers:
         return ""
     traps = any(layer.trap_units is not None for layer in layers)
-    columns = (*_COLUMNS[:-1], *(_TRAPS if traps else ()), _COLUMNS[-1])
+    random: _Column = (
+        "random", "alpha of a random matrix of the shape", lambda r: number(level.get(r.name))
+    )  # fmt: skip
+    before, after = _COLUMNS[:5], _COLUMNS[5:-1]
+    columns = [*before, *[random] * bool(level), *after, *_TRAPS * traps, _COLUMNS[-1]]
     head = "".join(
         f'<th title="{escape(told)}"{_left(title)}>{escape(title)}</th>'
         for title, told, _ in columns

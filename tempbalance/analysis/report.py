@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
@@ -163,19 +163,23 @@ class Report:
             path: where to write it. Default: nowhere.
             title: its heading.
         """
-        text = page(title, self.summary(), self.notes, self.layers, self.skipped, self._picture())
+        level = self.level()
+        picture = self._picture(level)
+        parts = (self.summary(), self.notes, self.layers, self.skipped, picture, level)
+        text = page(title, *parts)
         if path is not None:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
             Path(path).write_text(text, encoding="utf-8")
         return text
 
-    def _picture(self) -> str:
+    def _picture(self, level: Mapping[str, float]) -> str:
         if not self.measured:
             return ""
         try:
+            from tempbalance.plots.report import plot_report
             from tempbalance.plots.style import svg
 
-            return svg(self.plot())
+            return svg(plot_report(self.layers, self.numel, level=level))
         except ImportError:
             return ""
 

@@ -39,7 +39,7 @@ from tempbalance.spectra.spectrum import (
     spectra_float64,
     unit_scales,
 )
-from tempbalance.spectra.table import COLUMNS, DOUBT, SCALE, TOTAL, table, tail_ends
+from tempbalance.spectra.table import COLUMNS, DOUBT, SCALE, TOTAL, lowest_read, table
 from tempbalance.spectra.windows import Farms, Windows
 
 __all__ = [
@@ -337,8 +337,8 @@ class _Engine:
         if not doubtful:
             return
         masks = [
-            needs_float64(e.double(), tail_ends(e, self.fit, self.pooled))
-            for e in (part.eigenvalues[i] for i in doubtful)
+            needs_float64(e.double(), lowest_read(e, task.scale, self.fit, self.pooled))
+            for e, task in ((part.eigenvalues[i], part.tasks[i]) for i in doubtful)
         ]
         # One transfer for all of them: which windows they are decides what is computed.
         flat = torch.cat([mask.flatten() for mask in masks]).cpu()

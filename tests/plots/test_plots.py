@@ -97,6 +97,32 @@ def test_overview_shows_every_layer(tmp_path: Path, drawn: list[Any], layers: in
     assert any(t.startswith("Linear") for t in legend(depth))
 
 
+def test_the_level_is_that_of_random_matrices_of_the_shapes() -> None:
+    """No line at 2 for all: a small layer reads another alpha at random than a large one."""
+    model = nn.Sequential(nn.Linear(16, 16), nn.Linear(200, 200))
+    report = tb.analyze(model, windows=tb.WholeMatrix())
+    axes = report.plot().axes[0]
+    (level,) = [x for x in axes.lines if "random matrix" in str(x.get_label())]
+    assert list(level.get_xdata()) == [0, 1]
+    np.testing.assert_allclose(
+        np.asarray(level.get_ydata()), [report.level()["0"], report.level()["1"]]
+    )
+    for weight in model.parameters():
+        nn.init.normal_(weight)
+    large = tb.analyze(model, windows=tb.WholeMatrix())["1"].alpha
+    assert report.level()["1"] == pytest.approx(large, abs=0.05)
+    assert not [x for x in axes.lines if len(set(np.asarray(x.get_ydata()).tolist())) == 1]
+
+
+@pytest.mark.parametrize(
+    ("suffix", "start"), [("pdf", b"%PDF"), ("svg", b"<?xml"), ("png", b"\x89PNG")]
+)
+def test_the_suffix_says_the_format(tmp_path: Path, suffix: str, start: bytes) -> None:
+    figure = tb.analyze(network()).plot(tmp_path / f"a.{suffix}")
+    assert (tmp_path / f"a.{suffix}").read_bytes().startswith(start)
+    assert figure.axes
+
+
 def test_overview_marks_layers_without_alpha(tmp_path: Path, drawn: list[Any]) -> None:
     model = network()
     nn.init.zeros_(model[1].weight)  # type: ignore[arg-type, index]
