@@ -67,8 +67,8 @@ def sparsities(
         center: of the alphas in a unit. The mean is what was published; single fits may be far
             off (18 and more by the peak fit), which the median withstands.
         fit: of a model; ``None`` is ``Hill()``.
-        windows: of a model; ``None`` is ``Farms()``. ``Farms.released_linear(2000, 1.0, 15)`` are
-            those that FARMS was published with for language models, with ``PeakFit(released=True)``.
+        windows: of a model; ``None`` is ``Farms()``. For language models FARMS was published with
+            ``Farms.released_linear(2000, 1.0, 15)`` and ``PeakFit(released=True)``.
         limit: no ratio is above it.
         progress: called with the share of the measuring (0 to 1) that was just done.
 
