@@ -31,7 +31,6 @@ from benchmarks.command import MARK, PROGRESS
 
 NAMES = ("measure", "training", "growth", "memory", "ranks", "optimizer_groups", "eigensolver")
 _CPU_ONLY = ("ranks",)
-_ONE_SIZE = ("eigensolver",)
 
 
 def available(device: str) -> list[str]:
@@ -88,7 +87,7 @@ def _run(name: str, options: argparse.Namespace, bar: Progress) -> tuple[int, fl
     started = time.perf_counter()
     with tempfile.TemporaryFile("w+") as printed:
         process = subprocess.Popen(
-            command + ["--full"] * (options.full and name not in _ONE_SIZE),
+            command + ["--full"] * options.full,
             cwd=Path(__file__).resolve().parents[1],
             env={**os.environ, PROGRESS: "1"},
             stdout=printed,

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from benchmarks.clocks import Work
-from tempbalance.measure.measurement import DEFAULT_BUDGET
+from tempbalance.measure.method import DEFAULT_BUDGET
 
 
 def counts(work: Work) -> dict[str, Any]:
@@ -47,7 +47,7 @@ def synchronizations(work: Work) -> list[str]:
 
 def only_the_read_waits(work: Work) -> bool:
     """Run with every synchronization an error, but inside the engine's one read back."""
-    engine: Any = sys.modules["tempbalance.measure.measurement"]
+    engine: Any = sys.modules["tempbalance.measure.engine"]
     read = engine.read_back
 
     def allowed(*args: Any, **kwargs: Any) -> Any:

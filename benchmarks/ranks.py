@@ -124,7 +124,7 @@ def _worker(arguments: Sequence[str]) -> int:
     from benchmarks.measure import build
     from tempbalance.layers.find import find_layers
     from tempbalance.measure.measurement import measure
-    from tempbalance.measure.sharing import owners
+    from tempbalance.measure.ranks import owners
 
     made = argparse.ArgumentParser()
     made.add_argument("--rank", type=int)

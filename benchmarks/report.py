@@ -19,7 +19,7 @@ from tempbalance import Farms
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "benchmarks.md"
 DEVICES = ("cpu", "cuda")
-_FORMS = ("library", "torch", "graph", "triton")
+_FORMS = ("library", "triton")
 Files = dict[str, dict[str, Any] | None]
 
 
@@ -217,13 +217,13 @@ def _eigensolver(files: Files) -> list[str]:
     rows = []
     for device, content in files.items():
         by_case: dict[str, dict[str, Any]] = {}
-        for row in content["cases"] if content else ():
+        for row in content["rows"] if content else ():
             by_case.setdefault(row["case"], {})[row["form"]] = row
         for case, forms in by_case.items():
             cells = [f"{forms[f]['ms']:.2f}" if "ms" in forms.get(f, {}) else "" for f in _FORMS]
             rows.append((device.upper(), case, *cells))
     return ["Milliseconds for the eigenvalues of `batch x n` matrices, or of all windows of a "
-            "network: the library's `eigvalsh`, and each form of our own.",
+            "network: the library's `eigvalsh`, and our own kernels.",
             _table(("", "case", *_FORMS), rows)]  # fmt: skip
 
 

@@ -5,36 +5,47 @@ from tempbalance.analysis.compare import Comparison, compare
 from tempbalance.analysis.details import Details
 from tempbalance.analysis.ranking import Ranking, rank
 from tempbalance.analysis.report import Report
-from tempbalance.assign.maps import (
+from tempbalance.assign import (
     Averaged,
     Clipped,
     Constant,
+    DepthDecay,
+    DepthLinear,
     Frozen,
     LinearMap,
     Log2Share,
+    PerBlock,
     PerType,
+    Population,
     RankMap,
     Reversed,
     Shuffled,
     SigmoidMap,
     SqrtShare,
+    StandardSigmoid,
 )
-from tempbalance.balance.balancer import Balancer, BalanceWarning
+from tempbalance.balance import Balancer, BalanceWarning
 from tempbalance.measure.measurement import LayerRecord, MeasurementError, Outcome
+from tempbalance.optim.decay import AlphaDecay
 from tempbalance.optim.hooks import StepHooks
 from tempbalance.optim.scheduler import TempBalanceLR
+from tempbalance.spectra.by_layer import ByLayer
 from tempbalance.spectra.powerlaw import Hill, KSFit, PeakFit
 from tempbalance.spectra.windows import Farms, WholeMatrix
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AlphaDecay",
     "Averaged",
     "BalanceWarning",
     "Balancer",
+    "ByLayer",
     "Clipped",
     "Comparison",
     "Constant",
+    "DepthDecay",
+    "DepthLinear",
     "Details",
     "Farms",
     "Frozen",
@@ -46,7 +57,9 @@ __all__ = [
     "MeasurementError",
     "Outcome",
     "PeakFit",
+    "PerBlock",
     "PerType",
+    "Population",
     "RankMap",
     "Ranking",
     "Report",
@@ -54,6 +67,7 @@ __all__ = [
     "Shuffled",
     "SigmoidMap",
     "SqrtShare",
+    "StandardSigmoid",
     "StepHooks",
     "TempBalanceLR",
     "WholeMatrix",

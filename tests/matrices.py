@@ -1,4 +1,4 @@
-"""Symmetric and Hermitian matrices of every kind that a solver of eigenvalues may meet."""
+"""Symmetric matrices of every kind that a solver of eigenvalues may meet."""
 
 from __future__ import annotations
 
@@ -9,20 +9,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-Array = npt.NDArray[np.float64] | npt.NDArray[np.complex128]
+Array = npt.NDArray[np.float64]
 
 
-def orthogonal(n: int, rng: np.random.Generator, complex_: bool = False) -> Array:
-    """A random orthogonal or unitary matrix."""
-    entries = rng.standard_normal((n, n))
-    return np.linalg.qr(entries + 1j * rng.standard_normal((n, n)) if complex_ else entries)[0]
-
-
-def with_spectrum(values: Array, rng: np.random.Generator, complex_: bool = False) -> Array:
-    """Q diag(values) Q^H, Hermitian to the last bit."""
-    q = orthogonal(len(values), rng, complex_)
-    matrix = (q * values) @ q.conj().T
-    return (matrix + matrix.conj().T) / 2
+def with_spectrum(values: Array, rng: np.random.Generator) -> Array:
+    """Q diag(values) Q^T, symmetric to the last bit."""
+    n = len(values)
+    q = np.linalg.qr(rng.standard_normal((n, n)))[0]
+    matrix = (q * values) @ q.T
+    return (matrix + matrix.T) / 2
 
 
 def _gram(rows: Callable[[int], int]) -> Callable[[int, np.random.Generator], Array]:
@@ -84,30 +79,22 @@ FAMILIES: dict[str, Callable[[int, np.random.Generator], Array]] = {
 
 
 def every_family(n: int, dtype: torch.dtype, seed: int = 0) -> Tensor:
-    """One matrix of every family, rounded to ``dtype``: (families, n, n), exactly Hermitian.
-
-    In a complex dtype, turned by a random unitary diagonal matrix.
-    """
+    """One matrix of every family, rounded to ``dtype``: (families, n, n), exactly symmetric."""
     rng = np.random.default_rng(seed)
-    stack = np.stack([make(n, rng) for make in FAMILIES.values()]).astype(np.complex128)
-    if dtype.is_complex:
-        phase = np.exp(2j * np.pi * rng.random(n))
-        stack = phase[:, None] * stack * phase.conj()
-    matrices = torch.from_numpy(stack if dtype.is_complex else stack.real.copy()).to(dtype)
-    upper = matrices.triu(1)
-    diagonal = matrices.diagonal(dim1=-2, dim2=-1).real.to(dtype)
-    return upper + upper.mH + torch.diag_embed(diagonal)
+    stack = np.stack([make(n, rng) for make in FAMILIES.values()])
+    upper = torch.from_numpy(stack).to(dtype).triu()
+    return upper + upper.triu(1).mT
 
 
-def exact(matrices: Tensor) -> npt.NDArray[np.float64]:
+def exact(matrices: Tensor) -> Array:
     """Eigenvalues by LAPACK in float64, of matrices scaled to entries near 1."""
-    wide = matrices.to(torch.complex128 if matrices.is_complex() else torch.float64).cpu()
+    wide = matrices.double().cpu()
     top = wide.abs().amax((-2, -1), keepdim=True)
     top = torch.where(top > 0, top, torch.ones_like(top))
     return np.linalg.eigvalsh((wide / top).numpy()) * top[..., 0].numpy()
 
 
-def tolerance(matrices: Tensor, truth: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def tolerance(matrices: Tensor, truth: Array) -> Array:
     """What n reflections, each good to a few units of rounding, may add up to at random: (B, 1).
 
     4 (1 + sqrt(n)) eps ||A||, of the precision of ``matrices``, and twice that for float64, where

@@ -100,6 +100,7 @@ ASSIGNMENTS: dict[str, tb.assign.Assignment] = {
     "clipped": tb.Clipped(tb.LinearMap(), 2.0),
     "shuffled": tb.Shuffled(tb.LinearMap(), seed=3),
     "reversed": tb.Reversed(tb.LinearMap()),
+    "averaged": tb.Averaged(tb.LinearMap()),
     "frozen": tb.Frozen(tb.LinearMap()),
     "constant": tb.Constant(0.8),
     "pertype": tb.PerType({"Conv2d": 0.6, "Linear": 1.3}),

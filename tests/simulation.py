@@ -7,14 +7,12 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 import tempbalance as tb
-from tempbalance.layers.find import Layer, find_layers
-from tempbalance.measure.measurement import measure
-from tempbalance.measure.sharing import cost
+from tempbalance.layers import find_layers
+from tempbalance.measure import measure
 
 
 def stack() -> nn.Sequential:
@@ -48,19 +46,15 @@ def simulate(
     delay: int = 0,
     start: int = 0,
     stop: int | None = None,
+    hold: int | None = None,
     ramp: int = 0,
-    moved: float | None = None,
-    max_age: int | None = None,
-    per_update: int | float | None = None,
     assign: Any = tb.LinearMap(),  # noqa: B008
-) -> Iterator[tuple[dict[str, Any], dict[str, float], dict[str, int]]]:
-    """Alphas, multipliers and ages after each tick from 0 on; the model is moved on the way."""
-    layers = {layer.name: layer for layer in find_layers(model).layers}
-    names = list(layers)
+) -> Iterator[tuple[dict[str, Any], dict[str, float]]]:
+    """Alphas and multipliers after each tick from 0 on; the model is moved on the way."""
+    layers = find_layers(model).layers
+    names = [layer.name for layer in layers]
     alphas: dict[str, float | None] = {}
-    ages: dict[str, int] = {}
-    copies: dict[str, np.ndarray] = {}
-    arrivals: dict[int, tuple[list[str], dict[str, Any], dict[str, np.ndarray]]] = {}
+    arrivals: dict[int, dict[str, Any]] = {}
     before: dict[str, float] = {}
     target: dict[str, float] = {}
     ramp_from, measured_once = 0, False
@@ -68,6 +62,7 @@ def simulate(
     def now(tick: int) -> dict[str, float]:
         if not target:
             return {}
+        tick = tick if hold is None else min(tick, hold)
         share = 1.0 if ramp == 0 else min(1.0, (tick - ramp_from) / ramp)
         if share >= 1.0:
             return dict(target)
@@ -80,70 +75,17 @@ def simulate(
             aim = dict.fromkeys(target, 1.0)
             if aim != target:
                 before, target, ramp_from = now(tick), aim, tick
-        over = stop is not None and tick >= stop
-        due = tick >= start and (tick - start) % every == 0 and not over
-        if due and measured_once and stop is not None and tick + delay >= stop:
-            due = False
-
-        def take(tick: int) -> None:
-            nonlocal alphas, ages, before, target, ramp_from, measured_once
-            chosen, found, whole = arrivals.pop(tick)
-            alphas |= found
-            copies.update(whole)
-            ages = {n: 0 if n in chosen else ages[n] + 1 for n in names if n in chosen or n in ages}
-            values = [a if (a := alphas.get(n)) is not None else math.nan for n in names]
+        ends = [end for end in (stop, hold) if end is not None]
+        when = tick + (delay if measured_once else 0)
+        due = tick >= start and (tick - start) % every == 0 and all(when < end for end in ends)
+        if due:
+            arrivals[when] = {r.name: r.alpha for r in measure(layers)}
+        if tick in arrivals and all(tick < end for end in ends):
+            alphas = arrivals.pop(tick)
+            values = [a if (a := alphas[n]) is not None else math.nan for n in names]
             rates = dict(zip(names, map(float, assign(values)), strict=True))
-            aim = {n: rates[n] for n in names if alphas.get(n) is not None}
+            aim = {n: rates[n] for n in names if alphas[n] is not None}
             if aim != target:
                 before, target, ramp_from = now(tick), aim, tick
             measured_once = True
-
-        if tick in arrivals and not over:
-            take(tick)
-        if due:
-            weights = {n: _numpy(layers[n]) for n in names}
-            chosen = list(names)
-            if measured_once and moved is not None:
-                oldest = 10 if max_age is None else max_age
-                chosen = [
-                    n
-                    for n in names
-                    if n not in ages
-                    or ages[n] >= oldest
-                    or not _change(weights[n], copies[n]) < moved
-                ]
-            if measured_once and per_update is not None:
-                chosen = _in_turn(chosen, ages, layers, per_update)
-            records = measure([layers[n] for n in chosen]) if chosen else []
-            found = {r.name: r.alpha for r in records}
-            when = tick + (delay if measured_once else 0)
-            arrivals[when] = (chosen, found, {n: weights[n] for n in chosen})
-            if when == tick:
-                take(tick)
-        yield dict(alphas), now(tick), dict(ages)
-
-
-def _numpy(layer: Layer) -> np.ndarray:
-    return layer.read().double().numpy().copy()
-
-
-def _change(now: np.ndarray, before: np.ndarray) -> float:
-    scale = (now * before).sum() / (before**2).sum()
-    return float(np.sqrt(((now - scale * before) ** 2).sum() / (now**2).sum()))
-
-
-def _in_turn(
-    chosen: list[str], ages: dict[str, int], layers: dict[str, Layer], limit: int | float
-) -> list[str]:
-    queue = sorted(chosen, key=lambda n: -ages.get(n, 10**9))
-    if isinstance(limit, int):
-        some = set(queue[:limit])
-    else:
-        costs = {n: cost(layer, tb.Farms()) for n, layer in layers.items()}
-        some, done = set(), 0.0
-        for n in queue:
-            if done >= limit * sum(costs.values()):
-                break
-            some.add(n)
-            done += costs[n]
-    return [n for n in layers if n in some]
+        yield dict(alphas), now(tick)

@@ -4,6 +4,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from experiments.models.initial import he_normal, torch_defaults
+
 
 class _Block(nn.Module):
     """bn-relu-conv twice plus a shortcut; the first activation is shared where shapes change."""
@@ -29,9 +31,11 @@ class WideResNet(nn.Module):
     """WRN-depth-widen: (B, 3, H, W) -> (B, num_classes).
 
     `depth` is 6 n + 4 (16 for WRN-16-8, 28 for WRN-28-10), `widen` multiplies 16, 32 and 64
-    channels, `dropout` (default 0) acts inside a block. `image_size` (default 32) sets the stride
-    of the stem: 1 under 64 pixels, 2 from 64 on, so that TinyImageNet costs no more than CIFAR
-    does; the head averages over what is left.
+    channels, `dropout` (default 0) acts inside a block. `stem_stride` (default None) is 1 for
+    images of an `image_size` (default 32) under 64 pixels and 2 from 64 on, so that TinyImageNet
+    costs no more than CIFAR does; TempBalance trains with 1. The head averages over what is left.
+    `torch_init` (default False) leaves the weights at PyTorch's defaults, as its code does;
+    otherwise He's.
 
     Raises: ValueError for a depth of another form or an image under 8 pixels.
     Source: Zagoruyko and Komodakis 2016. WRN-28-10 with 10 classes has 36.5 M parameters.
@@ -44,6 +48,8 @@ class WideResNet(nn.Module):
         num_classes: int,
         dropout: float = 0.0,
         image_size: int = 32,
+        stem_stride: int | None = None,
+        torch_init: bool = False,
     ) -> None:
         super().__init__()
         if depth < 10 or (depth - 4) % 6:
@@ -53,7 +59,8 @@ class WideResNet(nn.Module):
         if image_size < 8:
             raise ValueError(f"WideResNet: images must have at least 8 pixels, not {image_size}")
         blocks = (depth - 4) // 6
-        self.conv1 = nn.Conv2d(3, 16, 3, stride=2 if image_size >= 64 else 1, padding=1, bias=False)
+        stride = stem_stride or (2 if image_size >= 64 else 1)
+        self.conv1 = nn.Conv2d(3, 16, 3, stride=stride, padding=1, bias=False)
         channels = 16
         stages: list[nn.Module] = []
         for stage, base in enumerate((16, 32, 64)):
@@ -67,10 +74,11 @@ class WideResNet(nn.Module):
         self.stages = nn.Sequential(*stages)
         self.bn = nn.BatchNorm2d(channels)
         self.fc = nn.Linear(channels, num_classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        nn.init.zeros_(self.fc.bias)
+        if torch_init:
+            torch_defaults(self)
+        else:
+            he_normal(self)
+            nn.init.zeros_(self.fc.bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Logits (B, num_classes)."""

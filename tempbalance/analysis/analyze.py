@@ -17,7 +17,7 @@ from tempbalance.analysis.guess import Guess, guess_layers
 from tempbalance.analysis.metrics import Weight, details, model_weights, module_ids
 from tempbalance.analysis.report import Report
 from tempbalance.analysis.traps import find_traps
-from tempbalance.layers import Layer, find_layers
+from tempbalance.layers import Fused, Layer, find_layers
 from tempbalance.measure.measurement import (
     DEFAULT_BUDGET,
     LayerRecord,
@@ -26,8 +26,9 @@ from tempbalance.measure.measurement import (
     measure,
 )
 from tempbalance.measure.method import Method, check_engine
+from tempbalance.spectra.by_layer import AnyWindows, WindowsLike, checked_windows, windows_of
 from tempbalance.spectra.powerlaw import Fit, Hill
-from tempbalance.spectra.windows import Farms, WholeMatrix, Windows
+from tempbalance.spectra.windows import Farms, WholeMatrix
 
 logger = logging.getLogger("tempbalance")
 
@@ -38,10 +39,10 @@ Network = nn.Module | Mapping[str, Tensor] | str | os.PathLike[str] | Guess
 def analyze(
     model: Network,
     *,
-    windows: Windows = ...,
+    windows: WindowsLike = ...,
     fit: Fit = ...,
     min_eigs: int = ...,
-    fused: Mapping[str, int | tuple[int, ...]] | None = ...,
+    fused: Fused | Literal[False] | None = ...,
     traps: bool = ...,
     preset: None = ...,
     strict: bool = ...,
@@ -54,7 +55,7 @@ def analyze(
 def analyze(
     model: Network,
     *,
-    fused: Mapping[str, int | tuple[int, ...]] | None = ...,
+    fused: Fused | Literal[False] | None = ...,
     traps: bool = ...,
     preset: Literal["weightwatcher"],
     progress: Callable[[float], None] | None = ...,
@@ -64,10 +65,10 @@ def analyze(
 def analyze(
     model: Network,
     *,
-    windows: Windows = Farms(),
+    windows: WindowsLike = Farms(),
     fit: Fit = Hill(),
     min_eigs: int = 10,
-    fused: Mapping[str, int | tuple[int, ...]] | None = None,
+    fused: Fused | Literal[False] | None = None,
     traps: bool = False,
     preset: Literal["weightwatcher"] | None = None,
     strict: bool = False,
@@ -89,10 +90,12 @@ def analyze(
             names and shapes; ``Report.notes`` says what was guessed. No code in a file is run,
             and tensors are read one at a time.
         windows: which submatrices are measured, ``Farms()``, or ``WholeMatrix()`` for
-            the plain method.
+            the plain method; or by the first pattern that a layer's name or type matches:
+            ``{"Linear": WholeMatrix(), "*": Farms()}``.
         fit: the power-law fit, ``Hill()``, ``KSFit()`` or ``PeakFit()``.
         min_eigs: layers with fewer eigenvalues get no alpha.
-        fused: projections that share one weight, by name pattern: ``{"*.qkv": 3}``.
+        fused: projections that share one weight, by name pattern: ``{"*.kv": 2}``; a ``qkv`` is
+            found by itself, and ``False`` leaves all whole.
         traps: look for correlation traps too: atypical entries of a weight, told by the edge of
             the spectrum of the shuffled weight (fields ``traps``, ``trap_units``,
             ``largest_entry`` and ``kurtosis`` of a record). Costs several measurements more.
@@ -109,7 +112,8 @@ def analyze(
         CheckpointError: for a file that cannot be read safely, or holds no weights.
         MeasurementError: with ``strict``, naming the layer, its shape and the cure.
         TypeError: if ``model`` is none of these, or windows or fit are not objects of their kind.
-        ValueError: for ``min_eigs`` below 2, or a ``fused`` pattern that matches nothing.
+        ValueError: for ``min_eigs`` below 2, a ``fused`` pattern that matches nothing, or a
+            layer that no pattern of ``windows`` matches.
 
     >>> report = analyze(nn.Linear(256, 64))
     >>> 1.5 < report.layers[0].alpha < 3
@@ -124,7 +128,7 @@ def analyze(
     layers = found.layers
     if preset is not None:
         return _details(model, found, traps, budget, progress)
-    method = Method(windows, fit, min_eigs, budget)
+    method = Method(checked_windows(windows, layers.layers), fit, min_eigs, budget)
     ticks = _half(progress) if traps and progress is not None else progress
     records = _measured(layers.layers, method, ticks)
     if traps:
@@ -162,7 +166,7 @@ def _details(
     return Details(tuple(rows), left, found.notes)
 
 
-def _network(model: Network, fused: Mapping[str, int | tuple[int, ...]] | None) -> Guess:
+def _network(model: Network, fused: Fused | Literal[False] | None) -> Guess:
     """The layers of a network, whatever it is given as."""
     if isinstance(model, Guess):
         return model
@@ -202,10 +206,10 @@ def _measured(
     )
 
 
-def _is_whole(windows: Windows, layer: Layer) -> bool:
+def _is_whole(windows: AnyWindows, layer: Layer) -> bool:
     """Whether the windows of a layer are its slices, each once."""
     _, rows, cols = layer.shape
-    grid = windows.grid(rows, cols)
+    grid = windows_of(windows, layer).grid(rows, cols)
     return grid.positions == 1 and grid.height * grid.width == rows * cols
 
 

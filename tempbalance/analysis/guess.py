@@ -11,6 +11,7 @@ import fnmatch
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -88,7 +89,9 @@ class Guess:
 
 
 def guess_layers(
-    checkpoint: Checkpoint, fused: Fused | None = None, device: str | torch.device = "cpu"
+    checkpoint: Checkpoint,
+    fused: Fused | Literal[False] | None = None,
+    device: str | torch.device = "cpu",
 ) -> Guess:
     """The layers of a checkpoint, told from names and shapes; none of them is read.
 
@@ -100,12 +103,13 @@ def guess_layers(
     Raises:
         ValueError: if a ``fused`` pattern matches nothing.
     """
-    return _Guesser(dict(fused or {}), torch.device(device)).guess(checkpoint)
+    return _Guesser(fused, torch.device(device)).guess(checkpoint)
 
 
 class _Guesser:
-    def __init__(self, fused: dict[str, int | tuple[int, ...]], device: torch.device) -> None:
-        self.fused, self.device = fused, device
+    def __init__(self, fused: Fused | Literal[False] | None, device: torch.device) -> None:
+        self.cut, self.device = fused is not False, device
+        self.fused = dict(fused or {})
         self.sources: dict[int, Stored] = {}  # by the parameter that stands for it
         self.shared: dict[object, nn.Parameter] = {}
         self.guessed: dict[str, list[str]] = {}
@@ -128,7 +132,7 @@ class _Guesser:
             root = _placed(root, path, module)
             if known:
                 self.fused[path] = known
-        found = find_layers(root, self.fused)
+        found = find_layers(root, self.fused if self.cut else False)
         layers = tuple(self._lazy(layer) for layer in found.layers)
         notes = [f"{what}: {some(names, 3)}" for what, names in self.guessed.items()]
         if notes:
@@ -217,8 +221,11 @@ class _Guesser:
     def _is_fused(self, path: str, module: nn.Module, own: _Own) -> int | tuple[int, ...]:
         """Into what a weight is cut along its outputs, or 0."""
         last = path.rpartition(".")[2]
-        user = any(fnmatch.fnmatchcase(path, pattern) for pattern in self.fused)
-        if user or not isinstance(module, nn.Linear | Conv1D) or own["weight"].same in self.shared:
+        names = (path, f"{path}.weight")  # a pattern may name either
+        user = any(fnmatch.fnmatchcase(name, p) for name in names for p in self.fused)
+        if user or not self.cut or not isinstance(module, nn.Linear | Conv1D):
+            return 0
+        if own["weight"].same in self.shared:
             return 0
         if _INTERLEAVED.search(last):
             self._note("query, key and value lie head by head and are measured as one", path)

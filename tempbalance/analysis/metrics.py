@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from tempbalance.analysis.released_bulk import fit_bulk, random_columns
 from tempbalance.measure.measurement import DEFAULT_BUDGET
 from tempbalance.spectra.powerlaw import KSFit
-from tempbalance.spectra.spectrum import Task, spectra_float64, unit_scales
+from tempbalance.spectra.scale import unit_scales
+from tempbalance.spectra.spectrum import Task, spectra_float64
 from tempbalance.spectra.windows import WholeMatrix
 
 logger = logging.getLogger("tempbalance")

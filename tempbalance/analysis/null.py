@@ -10,10 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from tempbalance.layers import Layer
-from tempbalance.measure.measurement import LayerRecord, measure
+from tempbalance.measure.measurement import LayerRecord, measured
 from tempbalance.measure.method import Method
+from tempbalance.spectra.by_layer import ByLayer, windows_of
+from tempbalance.spectra.grid import Windows
 
 _Shape = tuple[int, int, int]
+_Key = tuple[_Shape, bool, Windows]
 
 
 @dataclass(frozen=True)
@@ -44,25 +47,32 @@ def null_alphas(
         draws: random matrices a shape; about 10 for the standard deviation, 2 for the mean alone.
         complex_: names of the layers with complex entries.
     """
-    keys = {r.name: (r.shape, r.name in complex_) for r in records if r.outcome.measured}
+    keys = {
+        r.name: (r.shape, r.name in complex_, windows_of(method.windows, r))
+        for r in records
+        if r.outcome.measured
+    }
     wanted = list(dict.fromkeys(keys.values()))
     twins = [
-        _twin(shape, is_complex, i, seed + 7919 * i + k)
-        for k, (shape, is_complex) in enumerate(wanted)
+        _twin(f"{k}.{i}", shape, is_complex, seed + 7919 * i + k)
+        for k, (shape, is_complex, _) in enumerate(wanted)
         for i in range(draws)
     ]
-    plain = replace(method, keep_spectra=False)
-    measured = measure(twins, **plain.options, progress=progress) if twins else []
-    found: dict[tuple[_Shape, bool], Null] = {}
+    windows = ByLayer({f"{k}.*": own for k, (_, _, own) in enumerate(wanted)}) if wanted else None
+    drawn: list[LayerRecord] = []
+    if windows is not None:
+        plain = replace(method, windows=windows, keep_spectra=False)
+        drawn = measured(twins, method=plain, progress=progress)
+    found: dict[_Key, Null] = {}
     for k, key in enumerate(wanted):
-        alphas = [r.alpha for r in measured[k * draws : (k + 1) * draws] if r.alpha is not None]
+        alphas = [r.alpha for r in drawn[k * draws : (k + 1) * draws] if r.alpha is not None]
         if alphas:
             std = statistics.stdev(alphas) if len(alphas) > 1 else 0.0
             found[key] = Null(statistics.fmean(alphas), std)
     return {name: found[key] for name, key in keys.items() if key in found}
 
 
-def _twin(shape: _Shape, is_complex: bool, draw: int, seed: int) -> Layer:
+def _twin(name: str, shape: _Shape, is_complex: bool, seed: int) -> Layer:
     dtype = torch.complex64 if is_complex else torch.float32
 
     def read() -> Tensor:
@@ -70,5 +80,4 @@ def _twin(shape: _Shape, is_complex: bool, draw: int, seed: int) -> Layer:
         return torch.randn(shape, generator=generator, dtype=dtype, device="cpu")
 
     slices, rows, cols = shape
-    name = f"random {slices} x {rows} x {cols}, {draw}"
     return Layer(name, "Random", shape, (), slices * rows * cols, nn.Module(), (), read, True)

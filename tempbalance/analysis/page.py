@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
 
-from tempbalance.analysis.text import left_out, number, outcomes
-from tempbalance.layers import Skipped
+from tempbalance.analysis.text import number
 from tempbalance.measure.measurement import LayerRecord, Outcome
 
 _Column = tuple[str, str, Callable[[LayerRecord], str]]  # title, explanation, text of a cell
@@ -83,9 +82,8 @@ document.querySelectorAll("table.tb").forEach(function(t){
 def page(
     title: str,
     summary: Sequence[str],
-    notes: Sequence[str],
+    remarks: Sequence[str],
     layers: Sequence[LayerRecord],
-    skipped: Sequence[Skipped],
     picture: str = "",
     level: Mapping[str, float] | None = None,
 ) -> str:
@@ -94,7 +92,6 @@ def page(
     Args:
         level: by layer, alpha of a random matrix of its shape, a column of its own.
     """
-    said = [*outcomes(layers), *left_out(skipped), *notes]
     parts = [
         f"<h1>{escape(title)}</h1>",
         *(f'<p class="sum">{escape(line)}</p>' for line in summary),
@@ -102,7 +99,7 @@ def page(
         "<h2>Layers</h2><p>Click a column to sort by it; a third click restores the order of "
         "the model.</p>" if layers else "<p>The model has no weight matrix to measure.</p>",
         _table(layers, level or {}),
-        "<h2>Not measured, and why</h2>" + _list(said) if said else "",
+        "<h2>Not measured, and why</h2>" + _list(remarks) if remarks else "",
     ]  # fmt: skip
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -115,19 +112,17 @@ def page(
 
 def fragment(
     summary: Sequence[str],
-    notes: Sequence[str],
+    remarks: Sequence[str],
     layers: Sequence[LayerRecord],
-    skipped: Sequence[Skipped],
 ) -> str:
     """What a notebook shows: summary and table, without scripts, and the rest folded away."""
-    said = [*outcomes(layers), *left_out(skipped), *notes]
-    more = f"<details><summary>Not measured, and why</summary>{_list(said)}</details>"
+    more = f"<details><summary>Not measured, and why</summary>{_list(remarks)}</details>"
     style = _TABLE_STYLE.replace("cursor:pointer;", "").partition("table.tb thead th::after")[0]
     return (
         f"<style>{style}</style>"
         + "".join(f"<p>{escape(line)}</p>" for line in summary)
         + _table(layers, {})
-        + (more if said else "")
+        + (more if remarks else "")
     )
 
 

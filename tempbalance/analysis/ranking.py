@@ -21,8 +21,9 @@ import numpy.typing as npt
 from tempbalance.analysis.analyze import Network, analyze
 from tempbalance.analysis.report import Report
 from tempbalance.measure.measurement import DEFAULT_BUDGET, LayerRecord
+from tempbalance.spectra.by_layer import WindowsLike
 from tempbalance.spectra.powerlaw import Fit, KSFit
-from tempbalance.spectra.windows import WholeMatrix, Windows
+from tempbalance.spectra.windows import WholeMatrix
 from tempbalance.words import some
 
 logger = logging.getLogger("tempbalance")
@@ -87,7 +88,7 @@ def rank(
     scores: Mapping[str, float] | None = None,
     *,
     higher_is_better: bool = True,
-    windows: Windows = WholeMatrix(),
+    windows: WindowsLike = WholeMatrix(),
     fit: Fit = KSFit(),
     min_eigs: int = 10,
     budget: int = DEFAULT_BUDGET,

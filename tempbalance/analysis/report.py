@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tempbalance.analysis.null import null_alphas
 from tempbalance.analysis.page import fragment, page
-from tempbalance.analysis.text import left_out, number, outcomes, table
+from tempbalance.analysis.text import guessed, left_out, number, outcomes, table
 from tempbalance.layers import Skipped
 from tempbalance.measure.measurement import LayerRecord
 from tempbalance.measure.method import Method
@@ -165,8 +165,7 @@ class Report:
         """
         level = self.level()
         picture = self._picture(level)
-        parts = (self.summary(), self.notes, self.layers, self.skipped, picture, level)
-        text = page(title, *parts)
+        text = page(title, self.summary(), self.remarks(), self.layers, picture, level)
         if path is not None:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
             Path(path).write_text(text, encoding="utf-8")
@@ -198,21 +197,25 @@ class Report:
             lines.append(f"{len(trapped)} with traps: {some([layer.name for layer in trapped])}")
         return lines
 
+    def remarks(self) -> list[str]:
+        """What was guessed, what is not measured and why, each thing once."""
+        return [
+            *outcomes(self.layers),
+            *guessed(self.layers),
+            *left_out(self.skipped),
+            *self.notes,
+        ]
+
     def __repr__(self) -> str:
         mean = "" if self.mean_alpha is None else f", mean alpha {self.mean_alpha:.3f}"
         return f"Report({self.summary()[0]}{mean})"
 
     def _repr_html_(self) -> str:
-        return fragment(self.summary(), self.notes, self.layers, self.skipped)
+        return fragment(self.summary(), self.remarks(), self.layers)
 
     def __str__(self) -> str:
         lines = [*table(self.layers), "", *self.summary()]
-        return "\n".join(
-            [
-                *lines,
-                *(f"  {x}" for x in (*outcomes(self.layers), *left_out(self.skipped), *self.notes)),
-            ]
-        )
+        return "\n".join([*lines, *(f"  {line}" for line in self.remarks())])
 
 
 def _mean(values: list[float | None]) -> float | None:

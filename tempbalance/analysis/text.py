@@ -49,6 +49,18 @@ def outcomes(layers: Sequence[LayerRecord]) -> list[str]:
     return said
 
 
+def guessed(layers: Sequence[LayerRecord]) -> list[str]:
+    """What there is to know of measured layers, each note once, with their parameters."""
+    notes: dict[str, list[LayerRecord]] = {}
+    for layer in layers:
+        if layer.note:
+            notes.setdefault(layer.note, []).append(layer)
+    return [
+        f"{sum(x.numel for x in noted):,} parameters {note} ({some([x.name for x in noted], 3)})"
+        for note, noted in notes.items()
+    ]
+
+
 def left_out(skipped: Sequence[Skipped]) -> list[str]:
     """Why parameters are not measured, each reason once, with their number."""
     reasons: dict[str, list[Skipped]] = {}

@@ -24,8 +24,9 @@ from torch import Tensor
 
 from tempbalance.layers import Layer
 from tempbalance.measure.measurement import DEFAULT_BUDGET
+from tempbalance.spectra.gram import full_precision
 from tempbalance.spectra.random_matrix import bulk_median, largest, tracy_widom_level
-from tempbalance.spectra.spectrum import Task, full_precision, spectra
+from tempbalance.spectra.spectrum import Task, spectra
 from tempbalance.spectra.windows import WholeMatrix
 
 # Sides below this tell too little: of few eigenvalues none is far from the others.

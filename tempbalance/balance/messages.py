@@ -26,7 +26,7 @@ _LIBRARIES = frozenset(
 
 
 class BalanceWarning(UserWarning):
-    """A layer could not be measured and keeps its base learning rate."""
+    """Something keeps its base rate that the user may think is balanced."""
 
 
 class Messages:

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
-
 from tempbalance.balance.background import Job
-from tempbalance.balance.sketch import decode, encode
 from tempbalance.measure.attempt import Result
 
 logger = logging.getLogger("tempbalance")
@@ -18,19 +15,12 @@ logger = logging.getLogger("tempbalance")
 
 @dataclass
 class Pending:
-    """Which layers are measured and which keep their alpha, from ``tick`` to ``due``."""
+    """Which layers are measured, from ``tick`` to ``due``, and what comes of it."""
 
     tick: int
     due: int
-    chosen: list[str]
-    kept: list[str]
-    sketches: dict[str, Tensor] = field(default_factory=dict)
+    names: list[str]
     source: Job[Result] | Result | None = None
-    seconds: float = 0.0  # that it took in the background, once it is done
-
-    @property
-    def running(self) -> bool:
-        return isinstance(self.source, Job)
 
     def result(self, raises: bool) -> Result | None:
         """Wait for it. ``None`` if there is none to be had: its thread is lost, say.
@@ -39,10 +29,8 @@ class Pending:
             raises: raise what went wrong, instead of logging it.
         """
         if isinstance(self.source, Job):
-            job = self.source
             try:
-                self.source = job.result()
-                self.seconds = job.seconds
+                self.source = self.source.result()
             except Exception as error:
                 if raises:
                     raise
@@ -61,9 +49,7 @@ class Pending:
         return {
             "tick": self.tick,
             "due": self.due,
-            "chosen": list(self.chosen),
-            "kept": list(self.kept),
-            "sketches": {name: encode(sketch) for name, sketch in self.sketches.items()},
+            "names": list(self.names),
             "result": None if result is None else result.plain(),
         }
 
@@ -73,8 +59,6 @@ class Pending:
         return cls(
             int(state["tick"]),
             int(state["due"]),
-            list(state["chosen"]),
-            list(state["kept"]),
-            {name: decode(text) for name, text in state["sketches"].items()},
+            list(state["names"]),
             None if result is None else Result.from_plain(result),
         )

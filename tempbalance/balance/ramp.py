@@ -42,10 +42,10 @@ class Ramp:
         return {
             "target": dict(self.target),
             "before": dict(self._before),
-            "ramp_from": self._start,
+            "start": self._start,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.target = dict(state["target"])
         self._before = dict(state["before"])
-        self._start = int(state["ramp_from"])
+        self._start = int(state["start"])

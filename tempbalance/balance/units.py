@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
-from tempbalance.assign.maps import Assignment, normalized
-from tempbalance.layers.find import Layer
+from tempbalance.assign import Assignment, Population, block_of, normalized
+from tempbalance.layers import Layer
 
 Unit = str | Callable[[str], str]
 
@@ -28,12 +27,17 @@ def multipliers(
     names = {layer.name for layer in active}
     units: dict[str, list[Layer]] = {}
     for layer in layers:
-        units.setdefault(_unit(layer, unit, assign), []).append(layer)
+        units.setdefault(unit_of(layer, unit, assign), []).append(layer)
     means = []
     for members in units.values():
         known = [a for m in members if (a := alphas.get(m.name)) is not None]
         means.append(sum(known) / len(known) if known else float("nan"))
-    rates = assign(means, [members[0].kind for members in units.values()])
+    population = Population(
+        kinds=tuple(members[0].kind for members in units.values()),
+        sizes=tuple(sum(m.numel for m in members) for members in units.values()),
+        names=tuple(units),
+    )
+    rates = assign(means, population)
     rates = torch.where(torch.isfinite(rates) & (rates > 0), rates, torch.ones_like(rates))
     target = {
         m.name: float(rate)
@@ -51,22 +55,10 @@ def multipliers(
     return target
 
 
-def _unit(layer: Layer, unit: Unit, assign: Assignment) -> str:
+def unit_of(layer: Layer, unit: Unit, assign: Assignment) -> str:
+    """The name of the unit that a layer votes with."""
     if not assign.uses_alphas:  # nothing to average
         return layer.name
     if callable(unit):
         return unit(layer.name)
     return {"layer": layer.name, "block": block_of(layer.name), "type": layer.kind}[unit]
-
-
-def block_of(name: str) -> str:
-    """The block of a layer: its name up to the first numbered module that holds more than it.
-
-    >>> block_of("layer1.0.downsample.0"), block_of("h.3.attn.c_attn"), block_of("conv1")
-    ('layer1.0', 'h.3', 'conv1')
-    """
-    parts = name.split(".")
-    for i, part in enumerate(parts[:-1]):
-        if re.fullmatch(r"(.*_)?\d+", part):
-            return ".".join(parts[: i + 1])
-    return ".".join(parts[:-1]) or name

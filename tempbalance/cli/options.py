@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 import ast
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
 from tempbalance.cli.checkpoints import build_model
 from tempbalance.layers.find import find_layers
+from tempbalance.spectra.by_layer import AnyWindows, ByLayer
 from tempbalance.spectra.powerlaw import Fit, Hill, KSFit, PeakFit
 from tempbalance.spectra.windows import Farms, WholeMatrix, Windows
 
@@ -49,8 +51,10 @@ def add_method(parser: argparse.ArgumentParser) -> None:
     """What is measured, and how."""
     group = parser.add_argument_group("method")
     group.add_argument(
-        "--windows", choices=("farms", "whole", "released-conv", "released-linear"),
-        default="farms", help="which submatrices are measured (default: farms, covering all)",
+        "--windows", action="append", metavar="[PATTERN=]KIND",
+        help=f"which submatrices are measured: {', '.join(_WINDOWS)} (default: farms, covering "
+        "all). By pattern of layers, name or type, if repeated, the first that matches: --windows "
+        "Linear=released-linear --windows '*=released-conv'",
     )  # fmt: skip
     group.add_argument(
         "--whole", action="store_true", help="no windows (plain TempBalance): --windows whole"
@@ -96,23 +100,50 @@ def add_output(parser: argparse.ArgumentParser, what: str, sorts: Sequence[str])
 _FITS: dict[str, Callable[[], Fit]] = {"hill": Hill, "ks": KSFit, "peak": PeakFit}
 
 
-def windows(options: argparse.Namespace) -> Windows:
+_OPTIONS = ("rows", "aspect_ratio", "per_dim", "stride", "pool")
+
+
+def windows(options: argparse.Namespace) -> AnyWindows:
     """The windows that the options stand for."""
-    kind = "whole" if options.whole else options.windows
-    if options.whole and options.windows not in ("farms", "whole"):
-        raise UsageError(f"--whole and --windows {options.windows} contradict each other")
-    allowed = {
-        "farms": ("rows", "aspect_ratio", "per_dim", "stride", "pool"),
-        "whole": (),
-        "released-conv": ("aspect_ratio",),
-        "released-linear": ("rows", "aspect_ratio", "per_dim", "stride"),
-    }[kind]
-    given = {}
-    for name in ("rows", "aspect_ratio", "per_dim", "stride", "pool"):
-        if (value := getattr(options, name)) is not None:
-            if name not in allowed:
-                raise UsageError(f"--{name.replace('_', '-')} has no meaning with {kind} windows")
-            given[name] = value
+    asked = options.windows or []
+    if options.whole and asked not in ([], ["farms"], ["whole"]):
+        raise UsageError(f"--whole and --windows {asked[-1]} contradict each other")
+    by_pattern = dict(_split(each) for each in (["whole"] if options.whole else asked or ["farms"]))
+    kinds = list(by_pattern.values())
+    given = {n: value for n in _OPTIONS if (value := getattr(options, n)) is not None}
+    for name in given:
+        if not any(name in _WINDOWS[kind] for kind in kinds):
+            flag = f"--{name.replace('_', '-')}"
+            raise UsageError(f"{flag} has no meaning with {' and '.join(kinds)} windows")
+    if list(by_pattern) == [""]:
+        return _windows(kinds[0], given)
+    if "" in by_pattern:
+        raise UsageError(
+            f"--windows {by_pattern['']} is for all layers, and cannot stand beside windows by "
+            f"pattern: write --windows '*={by_pattern['']}', last"
+        )
+    return ByLayer({pattern: _windows(kind, given) for pattern, kind in by_pattern.items()})
+
+
+# Which options each kind of windows takes.
+_WINDOWS: dict[str, tuple[str, ...]] = {
+    "farms": _OPTIONS,
+    "whole": (),
+    "released-conv": ("aspect_ratio",),
+    "released-linear": ("rows", "aspect_ratio", "per_dim", "stride"),
+}
+
+
+def _split(text: str) -> tuple[str, str]:
+    """``PATTERN=KIND``, or ``KIND`` alone, whose pattern is empty."""
+    pattern, _, kind = text.rpartition("=")
+    if kind not in _WINDOWS:
+        raise UsageError(f"--windows {text}: there are {', '.join(_WINDOWS)}")
+    return pattern, kind
+
+
+def _windows(kind: str, options: Mapping[str, Any]) -> Windows:
+    given = {name: value for name, value in options.items() if name in _WINDOWS[kind]}
     if kind == "whole":
         return WholeMatrix()
     if kind == "farms":

@@ -35,7 +35,7 @@ def add(commands: Any) -> None:
     )
     given.add_model(parser)
     given.add_method(parser)
-    parser.set_defaults(run=_run, windows="whole", fit="ks")
+    parser.set_defaults(run=_run, fit="ks")
     parser.add_argument(
         "--json", nargs="?", const="-", metavar="FILE",
         help="write JSON to a file, or instead of the table to stdout",
@@ -44,6 +44,7 @@ def add(commands: Any) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     given.check_files(options)
+    options.windows = options.windows or ["whole"]  # the published method
     paths: list[str] = options.checkpoints
     if len(paths) < 2:
         raise UsageError("rank needs at least two models")

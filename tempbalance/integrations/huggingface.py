@@ -10,12 +10,14 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Unpack
 
 import torch.distributed as dist
 from torch import nn
 from torch.optim import Optimizer
 
+from tempbalance.balance.options import Given, GivenAssign, check_names, with_options
+from tempbalance.optim.decay import AlphaDecay
 from tempbalance.optim.hooks import StepHooks
 from tempbalance.runs import write as history
 
@@ -33,6 +35,7 @@ logger = logging.getLogger("tempbalance")
 _KEY = "tempbalance"
 
 
+@with_options()
 class TempBalanceTrainerCallback(TrainerCallback):
     """Layer-wise learning rates from the spectra, for a Hugging Face Trainer as it is.
 
@@ -41,8 +44,8 @@ class TempBalanceTrainerCallback(TrainerCallback):
         log: at each measurement, ``"summary"`` adds least, median and largest alpha and
             multiplier to the Trainer's ``log_history`` and to a W&B run where there is one,
             ``"layers"`` also those of every layer, ``"none"`` nothing.
-        options: as for :class:`~tempbalance.StepHooks` (``windows``, ``fit``, ``assign``,
-            ``min_eigs``, ``fused``, ``delay``, ``max_overhead``, ...), in optimizer steps.
+        keep_decay, decay: see :class:`~tempbalance.StepHooks`.
+        options: see :class:`~tempbalance.balance.options.Options`, in optimizer steps.
 
     The balancer's state is in the checkpoint's ``trainer_state.json``; a run resumes from it with
     the same multipliers. The learning rate in the Trainer's logs is the schedule's own.
@@ -51,10 +54,21 @@ class TempBalanceTrainerCallback(TrainerCallback):
         ValueError: when training begins, if the model has no layer to balance.
     """
 
-    def __init__(self, *, every: int = 100, log: str = "summary", **options: Any) -> None:
+    def __init__(
+        self,
+        *,
+        every: int = 100,
+        log: str = "summary",
+        keep_decay: bool = False,
+        decay: Given | None = None,
+        **options: Unpack[GivenAssign],
+    ) -> None:
+        check_names(type(self), options)
+        check_names(AlphaDecay, decay or {})
         if log not in ("layers", "summary", "none"):
             raise ValueError(f"log must be 'layers', 'summary' or 'none', got {log!r}")
         self.every, self.log, self.options = every, log, options
+        self.keep_decay, self.decay = keep_decay, decay
         self.hooks: StepHooks | None = None
         self._logged = 0
 
@@ -79,8 +93,18 @@ class TempBalanceTrainerCallback(TrainerCallback):
     ) -> None:
         assert model is not None
         saved = _saved_state(state)
-        options = {"process_group": _ranks(args), **self.options, "every": self.every}
-        self.hooks = StepHooks(_innermost(optimizer), model, begin=saved is None, **options)
+        group = _ranks(args)
+        options: Any = {"process_group": group, **self.options}
+        decay: Any = None if self.decay is None else {"process_group": group, **self.decay}
+        self.hooks = StepHooks(
+            _innermost(optimizer),
+            model,
+            every=self.every,
+            begin=saved is None,
+            keep_decay=self.keep_decay,
+            decay=decay,
+            **options,
+        )
         if saved is not None:
             self.hooks.load_state_dict(saved)
         elif state.global_step:
@@ -119,10 +143,11 @@ class TempBalanceTrainerCallback(TrainerCallback):
         if self.log == "none":
             return
         alphas, multipliers = self.hooks.alphas, self.hooks.multipliers
-        balancer = self.hooks.balancer
-        figures = history.summary(alphas, multipliers, balancer.ages if balancer.savings else None)
+        figures = history.summary(alphas, multipliers)
         if self.log == "layers":
             figures |= history.by_layer(alphas, multipliers, {})
+        for name, value in self.hooks.decay_multipliers.items() if self.log == "layers" else ():
+            figures[f"decay_multiplier/{name}"] = value
         named = {f"tempbalance/{name}": value for name, value in figures.items()}
         state.log_history.append({**named, "step": state.global_step})
         wandb = sys.modules.get("wandb")

@@ -3,38 +3,48 @@
 from __future__ import annotations
 
 import importlib
-import inspect
 import logging
-from typing import Any
+import sys
+from typing import TYPE_CHECKING, Any, Unpack
 
 import torch.distributed as dist
 from torch.optim import Optimizer
 
-from tempbalance.balance.balancer import Balancer
+from tempbalance.balance.options import Given, GivenAssign, check_names, with_options
+from tempbalance.balance.tracker import Tracker
 from tempbalance.integrations.lightning_logs import LOGS, Log, RunLog, is_a
+from tempbalance.optim.decay import AlphaDecay
 from tempbalance.optim.scheduler import TempBalanceLR
 
-try:
-    import lightning.pytorch as pl
-except ImportError:
-    try:
-        import pytorch_lightning as pl  # type: ignore[no-redef]
-    except ImportError as error:
-        raise ImportError(
-            "tempbalance.integrations.lightning needs Lightning: "
-            "pip install 'tempbalance[lightning]'"
-        ) from error
-
 logger = logging.getLogger("tempbalance")
+
+
+def _lightning() -> Any:
+    """Lightning under the name that is loaded already, or that is installed."""
+    names = ("pytorch_lightning", "lightning.pytorch")
+    for name in sorted(names, key=lambda name: name not in sys.modules):
+        try:
+            return importlib.import_module(name)
+        except ImportError:
+            continue
+    raise ImportError(
+        "tempbalance.integrations.lightning needs Lightning: pip install 'tempbalance[lightning]'"
+    )
+
+
+if TYPE_CHECKING:
+    import pytorch_lightning as pl
+else:
+    pl = _lightning()
 
 _REFUSED = {
     "FSDPStrategy": "it flattens the weights, so that no layer has a matrix of its own",
     "DeepSpeedStrategy": "it builds its own optimizer from flattened weights",
 }
 _AVERAGING = "StochasticWeightAveraging"
-_OPTIONS = [p for p in inspect.signature(Balancer).parameters if p not in ("model", "parameters")]
 
 
+@with_options(without=("every",))
 class TempBalanceCallback(pl.Callback):
     """Layer-wise learning rates from the spectra, for a LightningModule as it is.
 
@@ -56,8 +66,11 @@ class TempBalanceCallback(pl.Callback):
         warn: name, at the end, layers that theory calls over-trained (alpha under 2 and under
             what a random matrix reads) and those that never left the random spectrum; only layers
             that were measured twice or more.
-        options: as for :class:`~tempbalance.TempBalanceLR` (``windows``, ``fit``,
-            ``assign``, ``start``, ``stop``, ``delay``, ``max_overhead``, ...); ``start``, ``stop``,
+        keep_decay: see :class:`~tempbalance.TempBalanceLR`.
+        decay: balance weight decay too: the options of a :class:`~tempbalance.AlphaDecay` (``{}``
+            for its defaults, with the callback's own interval). For decay alone,
+            ``assign=Constant(1.0)``.
+        options: see :class:`~tempbalance.balance.options.Options`; ``start``, ``stop``, ``hold``,
             ``ramp`` and ``delay`` are in epochs, or in optimizer steps with ``every_n_steps``.
 
     Raises:
@@ -79,7 +92,9 @@ class TempBalanceCallback(pl.Callback):
         log: Log = "auto",
         esd: bool = True,
         warn: bool = True,
-        **options: Any,
+        keep_decay: bool = False,
+        decay: Given | None = None,
+        **options: Unpack[GivenAssign],
     ) -> None:
         super().__init__()
         for name, value in (("every_n_epochs", every_n_epochs), ("every_n_steps", every_n_steps)):
@@ -87,30 +102,28 @@ class TempBalanceCallback(pl.Callback):
                 raise ValueError(f"{name} must be a positive integer, got {value!r}")
         if log not in LOGS:
             raise ValueError(f"log must be 'auto', 'layers', 'summary' or 'none', got {log!r}")
-        unknown = [name for name in options if name not in _OPTIONS or name == "every"]
-        if unknown:
-            raise TypeError(
-                f"TempBalanceCallback has no option {unknown[0]!r}; there are every_n_epochs, "
-                f"every_n_steps, observe, log, esd, warn, "
-                + ", ".join(o for o in _OPTIONS if o != "every")
-            )
+        check_names(type(self), options)
+        check_names(AlphaDecay, decay or {})
+        if keep_decay and decay is not None:
+            raise ValueError("keep_decay and decay both write the weight decay: use one of them")
         if every_n_steps is not None and every_n_epochs != 1:
             raise ValueError("give every_n_epochs or every_n_steps, not both")
         self.by_step = every_n_steps is not None
         self.every = every_n_steps or every_n_epochs
         # Lightning overwrites an attribute named ``log``.
         self.observe, self.run_log = observe, RunLog(log, esd, warn)
-        self.options = options
+        self.options, self.keep_decay, self.decay = options, keep_decay, decay
+        self.decays: list[AlphaDecay] = []
         self.schedulers: list[TempBalanceLR] = []
-        self.observers: list[Balancer] = []
+        self.observers: list[Tracker] = []
         self._own: list[TempBalanceLR] = []  # those that are in none of the trainer's lists
         self._clock = -1  # the epoch, or the number of optimizer steps, of the last tick
         self._saved: dict[str, Any] | None = None
         self._fitting = True
-        self._retired: list[Balancer] = []  # of schedules that another callback has replaced
+        self._retired: list[Tracker] = []  # of schedules that another callback has replaced
 
     @property
-    def balancers(self) -> list[Balancer]:
+    def balancers(self) -> list[Tracker]:
         """One for each optimizer that holds layers (one for the model with ``observe``)."""
         return self.observers or [s.balancer for s in self.schedulers]
 
@@ -122,10 +135,11 @@ class TempBalanceCallback(pl.Callback):
         self.run_log.start()
         self._clock = -1
         self.schedulers, self.observers, self._own, self._retired = [], [], [], []
+        self.decays = []
         group = dist.group.WORLD if trainer.world_size > 1 and dist.is_initialized() else None
-        options = {"process_group": group, "every": self.every, **self.options}
+        options: Given = {"process_group": group, "every": self.every, **self.options}
         if self.observe:
-            self.observers = [Balancer(pl_module, **options)]
+            self.observers = [Tracker(pl_module, **options)]
             return
         errors = []
         for index, optimizer in enumerate(trainer.optimizers):
@@ -150,8 +164,8 @@ class TempBalanceCallback(pl.Callback):
         now = self._now(trainer)
         if len(fresh) == len(self.balancers):
             self._clock = now
-        for scheduler in self.schedulers:
-            scheduler.begin(now)
+        for each in (*self.schedulers, *self.decays):
+            each.begin(now)
         for observer in self.observers:
             if observer in fresh:
                 observer.begin(now)
@@ -207,6 +221,7 @@ class TempBalanceCallback(pl.Callback):
             "observers": [o.state_dict() for o in self.observers],
             # Without a schedule and with manual optimization Lightning keeps none of these.
             "own": [s.state_dict() for s in self._own],
+            "decays": [d.state_dict() for d in self.decays],
         }
 
     def on_load_checkpoint(
@@ -234,10 +249,13 @@ class TempBalanceCallback(pl.Callback):
             observer.load_state_dict(state)
         for scheduler, state in zip(self._own, saved.get("own", ()), strict=False):
             scheduler.load_state_dict(state)
+        for decay, state in zip(self.decays, saved.get("decays", ()), strict=False):
+            decay.load_state_dict(state)
 
     def __getstate__(self) -> dict[str, Any]:
         """Options and clock: optimizers and schedules belong to the fit, and do not pickle."""
-        return {**self.__dict__, "schedulers": [], "observers": [], "_own": [], "_retired": []}
+        lists = ("schedulers", "observers", "decays", "_own", "_retired")
+        return {**self.__dict__, **{name: [] for name in lists}}
 
     # --- installing ----------------------------------------------------------------------------
 
@@ -298,12 +316,18 @@ class TempBalanceCallback(pl.Callback):
         trainer: pl.Trainer,
         pl_module: pl.LightningModule,
         optimizer: Optimizer,
-        options: dict[str, Any],
+        options: Given,
     ) -> None:
         configs = _configs_of(trainer, optimizer)
         base = configs[0].scheduler if configs else None
-        scheduler = TempBalanceLR(optimizer, pl_module, base, clock="manual", **options)
+        scheduler = TempBalanceLR(
+            optimizer, pl_module, base, clock="manual", keep_decay=self.keep_decay, **options
+        )
         self.schedulers.append(scheduler)
+        if self.decay is not None:
+            given: Any = {"every": self.every, "process_group": options["process_group"]}
+            given |= self.decay
+            self.decays.append(AlphaDecay(optimizer, pl_module, clock="manual", **given))
         if configs:
             configs[0].scheduler = scheduler
         elif pl_module.automatic_optimization:
@@ -338,13 +362,14 @@ class TempBalanceCallback(pl.Callback):
     def _catch_up(self, trainer: pl.Trainer) -> None:
         now = self._now(trainer)
         for _ in range(self._clock, now):
-            before = [b.measurements for b in self.balancers]
-            for scheduler in self.schedulers:
-                scheduler.tick()
+            watched = [*self.balancers, *(decay.balancer for decay in self.decays)]
+            before = [b.measurements for b in watched]
+            for each in (*self.schedulers, *self.decays):
+                each.tick()
             for observer in self.observers:
                 observer.step()
             self._clock += 1
-            if before != [b.measurements for b in self.balancers]:
+            if before != [b.measurements for b in watched]:
                 self._measured(trainer)
 
     def _measured(self, trainer: pl.Trainer) -> None:
@@ -354,7 +379,11 @@ class TempBalanceCallback(pl.Callback):
             multipliers |= scheduler.multipliers
             in_use = scheduler.layer_rates
             rates |= {name: in_use[host] for name, host in scheduler.layer_groups.items()}
-        self.run_log.measured(trainer, self.balancers, multipliers, rates)
+        decays: dict[str, float] = {}
+        for decay in self.decays:
+            in_use = decay.layer_decays
+            decays |= {name: in_use[host] for name, host in decay.layer_groups.items()}
+        self.run_log.measured(trainer, self.balancers, multipliers, rates, decays)
 
 
 def _config_class(trainer: pl.Trainer) -> Any:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from tempbalance.balance.balancer import Balancer
+from tempbalance.balance.tracker import Tracker
 from tempbalance.measure.measurement import LayerRecord
 from tempbalance.runs import write as history
 from tempbalance.runs.read import Run, read_run
@@ -66,27 +66,25 @@ class RunLog:
     def measured(
         self,
         trainer: Any,
-        balancers: Sequence[Balancer],
+        balancers: Sequence[Tracker],
         multipliers: Mapping[str, float],
         rates: Mapping[str, float],
+        decays: Mapping[str, float],
     ) -> None:
         """Write a measurement that was just made to file and loggers."""
         alphas = {name: alpha for b in balancers for name, alpha in b.alphas.items()}
-        ages = {name: age for b in balancers for name, age in b.ages.items()}
-        leaves_out = any(b.savings for b in balancers)
-        self._seen.update(
-            name for name, alpha in alphas.items() if alpha is not None and not ages.get(name)
-        )
+        self._seen.update(name for name, alpha in alphas.items() if alpha is not None)
         if not trainer.loggers or not trainer.is_global_zero:
             return
         if self._folder is not None:
             epoch, step = trainer.current_epoch, trainer.global_step
-            history.append(self._folder, epoch, step, alphas, multipliers, rates, ages)
+            history.append(self._folder, epoch, step, alphas, multipliers, rates)
         if self.curves == "none":
             return
-        figures = history.summary(alphas, multipliers, ages if leaves_out else None)
+        figures = history.summary(alphas, multipliers)
         if self.curves == "layers" or (self.curves == "auto" and len(alphas) <= _CURVES):
             figures |= history.by_layer(alphas, multipliers, rates)
+            figures |= {f"weight_decay/{name}": value for name, value in decays.items()}
         elapsed = time.perf_counter() - self._began
         figures["time_share"] = sum(b.seconds for b in balancers) / max(elapsed, 1e-9)
         named = {f"tempbalance/{name}": value for name, value in figures.items()}
@@ -95,7 +93,7 @@ class RunLog:
             each.log_metrics(named, step=trainer.global_step)
 
     def save_esd(
-        self, trainer: Any, balancers: Sequence[Balancer], *, last: bool, keep: bool = False
+        self, trainer: Any, balancers: Sequence[Tracker], *, last: bool, keep: bool = False
     ) -> None:
         """Eigenvalues of every layer, written by rank 0; sharded weights need every rank.
 
@@ -124,12 +122,12 @@ class RunLog:
         if records:
             history.save_esd(self._folder, records, last)
 
-    def interrupted(self, trainer: Any, balancers: Sequence[Balancer]) -> None:
+    def interrupted(self, trainer: Any, balancers: Sequence[Tracker]) -> None:
         """As :meth:`finish`, by what this process alone can still do."""
         if trainer.world_size == 1 and self._seen:
             self.finish(trainer, balancers)
 
-    def finish(self, trainer: Any, balancers: Sequence[Balancer]) -> None:
+    def finish(self, trainer: Any, balancers: Sequence[Tracker]) -> None:
         """The last spectra, W&B's table and picture, and the warnings; nothing if none measured."""
         if not self._seen:
             return
@@ -143,7 +141,7 @@ class RunLog:
         if self.warn and not trainer.fast_dev_run:
             self._warn(balancers)
 
-    def _warn(self, balancers: Sequence[Balancer]) -> None:
+    def _warn(self, balancers: Sequence[Tracker]) -> None:
         """One warning of each kind, about layers that had time to move and whose alpha is sure."""
         settled = {
             record.name

@@ -81,6 +81,9 @@ _MESSAGES = {
 }
 
 
+GUESSED = "guessed: no reader knows its module; taken for a matrix by its name and shape"
+
+
 class MeasurementError(ValueError):
     """Raised by ``analyze(..., strict=True)`` for a layer that could not be measured in full."""
 
@@ -113,6 +116,7 @@ class LayerRecord:
     stable_rank: float | None = None  # sum of the eigenvalues / the largest
     alpha_hat: float | None = None  # alpha * log10 of the largest eigenvalue
     log_norm: float | None = None  # log10 of the sum of the eigenvalues
+    note: str | None = None  # what else there is to know: that the weight's form was guessed
     traps: int | None = None  # shuffled eigenvalues beyond the random edge, if asked for
     trap_units: float | None = None  # the largest of them above it, in Tracy-Widom units
     largest_entry: float | None = None  # |entry - mean| over the standard deviation, the largest
@@ -142,7 +146,13 @@ def record_of(
 ) -> LayerRecord:
     outcome = _outcome(layer, row, min_eigs)
     base = LayerRecord(
-        layer.name, layer.kind, layer.shape, layer.numel, outcome, outcome.message(layer, min_eigs)
+        layer.name,
+        layer.kind,
+        layer.shape,
+        layer.numel,
+        outcome,
+        outcome.message(layer, min_eigs),
+        note=GUESSED if layer.guessed else None,
     )
     if outcome in (Outcome.NON_FINITE, Outcome.ALL_ZERO, Outcome.NOT_CONVERGED):
         return base

@@ -1,11 +1,15 @@
-"""Marks: what theory says of alphas, against those of random matrices of the same shapes."""
+"""Twins: random matrices of the same shapes, and what theory says of alphas against theirs."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
-from tempbalance.layers.find import Layer, random_twin
+import torch
+from torch import Tensor
+
+from tempbalance.layers.find import Layer
 from tempbalance.measure.attempt import attempt
 from tempbalance.measure.method import Method
 from tempbalance.words import some
@@ -14,6 +18,20 @@ logger = logging.getLogger("tempbalance")
 
 # Alphas of random layers of different shapes differ by about so much.
 _MARGIN = 0.1
+
+
+def random_twin(layer: Layer, seed: int = 0) -> Layer:
+    """A layer of the same shape and device with independent Gaussian entries: no structure."""
+    weight = layer.tensors()[0]
+
+    def read() -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        dtype = torch.complex64 if weight.is_complex() else torch.float32
+        # Where the generator is, whatever the default device.
+        values = torch.randn(layer.shape, generator=generator, dtype=dtype, device="cpu")
+        return values.to(weight.device)
+
+    return replace(layer, _read=read, copies=True)
 
 
 def theory_marks(

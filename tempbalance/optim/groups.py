@@ -7,108 +7,15 @@ is changed in place: options, state and the objects it holds stay as they were.
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from numbers import Real
 from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from tempbalance.layers.find import Layers, join, named_modules
-from tempbalance.optim.scaled import KEY
-from tempbalance.readers import is_norm
+from tempbalance.layers import Host
 
 Group = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Host:
-    """Parameters that must share a rate: those of one layer, or of layers with a weight in common.
-
-    ``name`` is the layer's, or what the names of several have in common (q, k and v of one
-    attention); ``layers`` are the layers' names; ``norms`` the normalizations that follow.
-    """
-
-    name: str
-    layers: tuple[str, ...]
-    parameters: tuple[nn.Parameter, ...]
-    norms: tuple[str, ...] = ()
-
-
-def find_hosts(model: nn.Module, found: Layers) -> list[Host]:
-    """The hosts of a model, in definition order, each normalization bound to one.
-
-    A normalization follows, within its parent module: the layer of the same number (``bn3`` and
-    ``conv3``), else the nearest layer before it, else the nearest after it. One without any keeps
-    the base rate.
-    """
-    merged: list[tuple[list[str], list[nn.Parameter]]] = []
-    where: dict[int, int] = {}
-    host_of_layer: dict[str, int] = {}
-    for layer in found.layers:
-        parameters = layer.tensors()
-        index = next((where[id(p)] for p in parameters if id(p) in where), len(merged))
-        if index == len(merged):
-            merged.append(([], []))
-        merged[index][0].append(layer.name)
-        host_of_layer[layer.name] = index
-        for p in parameters:
-            if id(p) not in where:
-                where[id(p)] = index
-                merged[index][1].append(p)
-    norms: dict[int, list[str]] = {}
-    for norm_name, norm, layer_name in _bindings(model, found):
-        index = host_of_layer[layer_name]
-        own = [p for p in norm.parameters() if id(p) not in where]
-        where.update((id(p), index) for p in own)
-        merged[index][1].extend(own)
-        if own:
-            norms.setdefault(index, []).append(norm_name)
-    return [
-        Host(_common(names), tuple(names), tuple(parameters), tuple(norms.get(i, ())))
-        for i, (names, parameters) in enumerate(merged)
-    ]
-
-
-def _bindings(model: nn.Module, found: Layers) -> Iterable[tuple[str, nn.Module, str]]:
-    """(name, module, layer) for every normalization that has a host."""
-    modules = list(named_modules(model))
-    position = {id(module): i for i, (_, module) in enumerate(modules)}
-    places = [(position[id(layer.module)], layer.name) for layer in found.layers]
-    layers = [(place, modules[place][0], name) for place, name in places]
-    for i, (name, module) in enumerate(modules):
-        if not is_norm(module):
-            continue
-        parent, _, local = name.rpartition(".")
-        family = [
-            (place, layer_name, module_name)
-            for place, module_name, layer_name in layers
-            if not parent or module_name.startswith(parent + ".")
-        ]
-        number = re.fullmatch(r"\D+(\d+)", local)
-        same = [
-            layer_name
-            for _, layer_name, module_name in family
-            if number
-            and (m := re.fullmatch(r"\D+(\d+)", module_name[len(parent) :].lstrip(".")))
-            and m[1] == number[1]
-        ]
-        before = [layer_name for place, layer_name, _ in family if place < i]
-        after = [layer_name for place, layer_name, _ in family if place > i]
-        host = same[:1] or before[-1:] or after[:1]
-        if host:
-            yield name, module, host[0]
-
-
-def _common(names: Sequence[str]) -> str:
-    """The name of a host: its only layer's, or the part that all its layers' names begin with."""
-    if len(names) == 1:
-        return names[0]
-    columns = zip(*(name.split(".") for name in names), strict=False)
-    same = itertools.takewhile(lambda column: len(set(column)) == 1, columns)
-    return join(*(column[0] for column in same)) or "+".join(names)
 
 
 class Grouping:
@@ -116,28 +23,24 @@ class Grouping:
 
     Args:
         optimizer: split in place, at once; splitting again changes nothing.
-        model: the model whose layers get groups of their own.
-        found: its layers.
+        hosts: what gets a group of its own.
 
     Raises:
-        ValueError: if the optimizer holds none of the layers' parameters, or is of a kind that
-            cannot have several groups.
+        ValueError: if the optimizer holds none of the hosts' parameters.
     """
 
-    def __init__(self, optimizer: Optimizer, model: nn.Module, found: Layers) -> None:
-        check_optimizer(optimizer)
+    def __init__(self, optimizer: Optimizer, hosts: Sequence[Host]) -> None:
         self.optimizer = optimizer
         self.original: list[list[nn.Parameter]] = []
         self.original_names: list[str | None] = []
         self.layers: list[tuple[str, ...]] = []
         self.hosts: list[Host] = []
         self.source: list[int] = []  # for each group the index in ``original`` it came from
-        self.split(model, found)
+        self.split(hosts)
 
-    def split(self, model: nn.Module, found: Layers, start: int = 0) -> list[int]:
+    def split(self, hosts: Sequence[Host], start: int = 0) -> list[int]:
         """Split the groups from ``start`` on; for every group the index of the one it came from."""
-        self.hosts = find_hosts(model, found)
-        host_of = {id(p): host for host in self.hosts for p in host.parameters}
+        host_of = by_parameter(hosts)
         groups = self.optimizer.param_groups
         known = len(self.original)
         self.original += [list(group["params"]) for group in groups[start:]]
@@ -164,19 +67,19 @@ class Grouping:
         self.source += [known + index - start for index in source if index >= start]
         groups[:] = split
         _unshare(self.optimizer)
-        self.locate(model, found)
+        self.locate(hosts)
         return source
 
-    def locate(self, model: nn.Module, found: Layers) -> None:
+    def locate(self, hosts: Sequence[Host]) -> None:
         """Look up again which layers each group holds; one that holds several hosts has none."""
-        self.hosts = find_hosts(model, found)
-        host_of = {id(p): host for host in self.hosts for p in host.parameters}
+        self.hosts = list(hosts)
+        host_of = by_parameter(hosts)
         self.layers = []
         self._first = [id(group["params"][0]) for group in self.optimizer.param_groups]
         for group in self.optimizer.param_groups:
             # A weight that is no layer's (pruned, say) stands for itself: its norm follows another.
-            hosts = {host_of.get(id(p)) for p in group["params"] if id(p) in host_of or p.ndim > 1}
-            host = hosts.pop() if len(hosts) == 1 else None
+            held = {host_of.get(id(p)) for p in group["params"] if id(p) in host_of or p.ndim > 1}
+            host = held.pop() if len(held) == 1 else None
             self.layers.append(() if host is None else host.layers)
 
     def left(self) -> list[int]:
@@ -210,24 +113,19 @@ class Grouping:
         self,
         alphas: Mapping[str, float | None],
         factors: Sequence[float],
-        rates: Sequence[float],
-        ages: Mapping[str, int] | None = None,
+        values: Sequence[float],
+        column: str = "rate",
     ) -> str:
-        """A line a param group: its layers' alpha, its multiplier and rate, the norms it holds.
-
-        With ages, also the largest age of the group's alphas.
-        """
+        """A line a param group: its layers' alpha, its multiplier and value, the norms it holds."""
         norms = {host.layers: host.norms for host in self.hosts}
         width = max(5, *(len(name) for name in self.names))
-        age = "" if ages is None else f"  {'age':>4}"
-        lines = [f"{'group':<{width}}  {'alpha':>7}{age}  {'multiplier':>10}  {'rate':>10}  norms"]
-        for name, layers, factor, rate in zip(self.names, self.layers, factors, rates, strict=True):
+        lines = [f"{'group':<{width}}  {'alpha':>7}  {'multiplier':>10}  {column:>10}  norms"]
+        rows = zip(self.names, self.layers, factors, values, strict=True)
+        for name, layers, factor, value in rows:
             known = [a for layer in layers if (a := alphas.get(layer)) is not None]
             alpha = f"{sum(known) / len(known):.3f}" if known else "-"
-            if ages is not None:
-                age = f"  {max((ages[x] for x in layers if x in ages), default='-'):>4}"
             follow = ", ".join(norms.get(layers, ()))
-            line = f"{name:<{width}}  {alpha:>7}{age}  {factor:>10.3f}  {rate:>10.3e}  {follow}"
+            line = f"{name:<{width}}  {alpha:>7}  {factor:>10.3f}  {value:>10.3e}  {follow}"
             lines.append(line.rstrip())
         return "\n".join(lines)
 
@@ -239,119 +137,15 @@ class Grouping:
             out.append(sum(known) / len(known) if len(known) > 1 else known[0] if known else 1.0)
         return out
 
-    def is_unsplit(self, state: Mapping[str, Any]) -> bool:
-        """Whether an optimizer's state dict is of the groups as they were before the split."""
-        sizes = [len(group["params"]) for group in state["param_groups"]]
-        if sizes != [len(params) for params in self.original]:
-            return False
-        if any(KEY in group for group in state["param_groups"]):
-            return False
-        names = [group.get("name") for group in state["param_groups"]]
-        now = [len(group["params"]) for group in self.optimizer.param_groups]
-        # Where every group was one layer's already, only the names that it was given tell.
-        return sizes != now or names == self.original_names
 
-    def check(self, state: Mapping[str, Any]) -> None:
-        """Refuse an optimizer's state dict that is not of these groups.
-
-        torch maps state by position: groups of equal sizes in another order would load without a
-        word and give momentum to the wrong parameters.
-
-        Raises:
-            ValueError: naming the groups that differ, and the cure.
-        """
-        saved = state["param_groups"]
-        names = [str(group.get("name", i)) for i, group in enumerate(saved)]
-        if all("name" in group for group in saved):
-            compare_groups(names, self.names)
-        sizes = [len(group["params"]) for group in saved]
-        here = [len(group["params"]) for group in self.optimizer.param_groups]
-        before = [len(params) for params in self.original]
-        if sizes != here:
-            raise ValueError(
-                f"the optimizer state has groups of {_short(sizes)} parameters; this optimizer has "
-                f"{_short(here)} (before it was split by layer: {_short(before)}). Build model and "
-                "optimizer with the same groups, in the same order, as in the run that saved it; "
-                "groups which that run added later, add with add_param_group before loading"
-            )
-
-    def expand(self, state: Mapping[str, Any]) -> dict[str, Any]:
-        """An optimizer's state dict from before the split, as one of the split groups."""
-        saved_id = {
-            id(p): key
-            for params, group in zip(self.original, state["param_groups"], strict=True)
-            for p, key in zip(params, group["params"], strict=True)
-        }
-        of_group = {id(p): i for i, params in enumerate(self.original) for p in params}
-        groups = []
-        for group in self.optimizer.param_groups:
-            saved = state["param_groups"][of_group[id(group["params"][0])]]
-            own = {"name": group["name"]} if "name" in group else {}
-            keys = [saved_id[id(p)] for p in group["params"]]
-            new = {**_copied(saved), **own, "params": keys}
-            if "param_names" in group:
-                new["param_names"] = list(group["param_names"])
-            groups.append(new)
-        return {**state, "param_groups": groups}
-
-
-def check_optimizer(optimizer: Optimizer) -> None:
-    """Refuse kinds of optimizer that cannot have several groups, and groups without a rate.
-
-    Raises:
-        ValueError: naming the kind and the cure.
-    """
-    kinds = {cls.__name__ for cls in type(optimizer).__mro__}
-    if kinds & {"LBFGS", "ZeroRedundancyOptimizer"}:
-        raise ValueError(
-            f"{type(optimizer).__name__} cannot have a learning rate per layer; use SGD, "
-            "AdamW or another optimizer with param groups of its own"
-        )
-    for i, group in enumerate(optimizer.param_groups):
-        rate = group.get("lr")
-        if isinstance(rate, bool) or not isinstance(rate, Real | Tensor):
-            raise ValueError(
-                f"param group {group.get('name', i)} of {type(optimizer).__name__} has the "
-                f"learning rate {rate!r}: there is nothing to multiply. Give the optimizer a rate "
-                "of its own (for Adafactor relative_step=False and lr=...)"
-            )
-
-
-def innermost(optimizer: Any) -> Any:
-    """The torch optimizer inside wrappers that keep it in ``.optimizer`` (accelerate's)."""
-    while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
-        optimizer = inner
-    return optimizer
+def by_parameter(hosts: Iterable[Host]) -> dict[int, Host]:
+    """The host of every parameter, by its id; of several that hold it the last one."""
+    return {id(p): host for host in hosts for p in host.parameters}
 
 
 def parameters_of(optimizer: Optimizer) -> list[nn.Parameter]:
     """All parameters of an optimizer, group by group."""
     return [p for group in optimizer.param_groups for p in group["params"]]
-
-
-def compare_groups(saved: Sequence[str], here: Sequence[str]) -> None:
-    """Refuse names of groups, as saved in a checkpoint, that are not those here.
-
-    Raises:
-        ValueError: naming the differences and the cure.
-    """
-    if list(saved) == list(here):
-        return
-    gone = [name for name in saved if name not in here]
-    new = [name for name in here if name not in saved]
-    what = f"only in the checkpoint: {_short(gone)}; only here: {_short(new)}"
-    if not gone and not new:
-        what = "the same groups in another order"
-    raise ValueError(
-        f"the checkpoint's param groups are not those of this optimizer ({what}). Build the model "
-        "and the optimizer's own groups as they were in the run that saved it; groups which that "
-        "run added later, add with optimizer.add_param_group before loading."
-    )
-
-
-def _short(values: Sequence[Any]) -> str:
-    more = f" and {len(values) - 5} more" if len(values) > 5 else ""
-    return f"{list(values[:5])}{more}"
 
 
 def _undivided(group: Group) -> list[tuple[Host | None, list[int]]]:
@@ -383,14 +177,14 @@ def partition(group: Group, host_of: Mapping[int, Host]) -> list[tuple[Host | No
 
 def _part_of(group: Group, members: Sequence[int]) -> Group:
     """A group of some of another's parameters, with its options; rate tensors are not shared."""
-    new = _copied(group)
+    new = copied(group)
     new["params"] = [group["params"][i] for i in members]
     if "param_names" in group:
         new["param_names"] = [group["param_names"][i] for i in members]
     return new
 
 
-def _copied(group: Mapping[str, Any]) -> Group:
+def copied(group: Mapping[str, Any]) -> Group:
     """A copy in which nothing that is written in place is shared."""
     return {key: v.clone() if isinstance(v, Tensor) else v for key, v in group.items()}
 

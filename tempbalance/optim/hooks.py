@@ -8,29 +8,28 @@ checkpoints see no difference.
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Unpack
 
-import torch
 from torch import nn
 from torch.optim import Optimizer
 
 from tempbalance.balance.balancer import Balancer
 from tempbalance.balance.messages import TAKEN_OVER, warn
+from tempbalance.balance.options import Given, GivenAssign, check_names, with_options
+from tempbalance.balance.shared import Shared
+from tempbalance.balance.tracker import Parameters
+from tempbalance.layers import Host
+from tempbalance.optim.checks import check_decay, check_optimizer, innermost
 from tempbalance.optim.claims import claim, release, renounce
-from tempbalance.optim.groups import (
-    Group,
-    Host,
-    check_optimizer,
-    find_hosts,
-    innermost,
-    parameters_of,
-    partition,
-)
+from tempbalance.optim.decay import ASSIGN, EVERY, AlphaDecay
+from tempbalance.optim.groups import Group, parameters_of
+from tempbalance.optim.parts import Parts
+from tempbalance.optim.weakly import calling
 
 
+@with_options()
 class StepHooks:
     """Learning rates per layer without touching schedule, param groups or checkpoints.
 
@@ -51,8 +50,12 @@ class StepHooks:
         every: optimizer steps between measurements. Those that a GradScaler skips do not count,
             but with a fused optimizer, which skips them itself.
         begin: measure at once; not where a state is loaded next.
-        options: as for :class:`~tempbalance.Balancer`, with ``start``, ``stop``, ``ramp``
-            and ``delay`` in optimizer steps.
+        tick: optimizer steps that the run has behind it already, where it is resumed and no state
+            of these hooks was saved: they count for ``start``, ``stop`` and ``hold``.
+        keep_decay: see :class:`~tempbalance.TempBalanceLR`.
+        decay: balance weight decay too: the options of a :class:`~tempbalance.AlphaDecay` (``{}``
+            for its defaults), in optimizer steps. For decay alone, ``assign=Constant(1.0)``.
+        options: see :class:`~tempbalance.balance.options.Options`, in optimizer steps.
 
     Raises:
         ValueError: as :class:`~tempbalance.TempBalanceLR`.
@@ -65,34 +68,59 @@ class StepHooks:
         *,
         every: int = 100,
         begin: bool = True,
-        **options: Any,
+        tick: int = 0,
+        keep_decay: bool = False,
+        decay: Given | None = None,
+        **options: Unpack[GivenAssign],
     ) -> None:
+        check_names(type(self), options)
         optimizer = innermost(optimizer)
-        if not isinstance(optimizer, Optimizer):
-            raise TypeError(f"optimizer must be a torch Optimizer, got {type(optimizer).__name__}")
-        check_optimizer(optimizer)
+        both = keep_decay or decay is not None
+        fields = ("lr", "weight_decay") if both else ("lr",)
+        check_optimizer(optimizer, fields)
+        if not isinstance(tick, int) or tick < 0:
+            raise ValueError(f"tick must be the number of steps so far, got {tick!r}")
         self.optimizer = optimizer
-        self.balancer = Balancer(model, partial(parameters_of, optimizer), every=every, **options)
-        if release(optimizer) is not None:
+        self._keep_decay = keep_decay
+        parameters = partial(parameters_of, optimizer)
+        self.balancer = Balancer(model, parameters, every=every, **options)
+        self.decay = None if decay is None else self._decay_balancer(model, parameters, decay)
+        if release(optimizer, fields):
             warn(TAKEN_OVER)
-        self._model = model
+        self._factors: list[Mapping[str, float]] = [{}, {}]  # of rate and decay, in this step
         self._known = self._ids()
-        self._hosts: dict[int, Host] = {}
-        self._whole: list[Group] | None = None  # the user's groups, while a step runs
-        self._parts: list[tuple[Group, Group]] = []  # (part, the user's group it is of)
-        self._find_hosts()
-        owner = weakref.ref(self)
+        self._parts = Parts(self._scale, fields)
+        self._locate()
         self._handles = [
-            optimizer.register_step_pre_hook(_calling(owner, "_before_step")),
-            optimizer.register_step_post_hook(_calling(owner, "_after_step")),
+            optimizer.register_step_pre_hook(calling(self, "_before_step")),
+            optimizer.register_step_post_hook(calling(self, "_after_step")),
             # A step that was interrupted must not leave its groups in a checkpoint.
-            optimizer.register_state_dict_pre_hook(_calling(owner, "_restore")),
-            optimizer.register_load_state_dict_pre_hook(_calling(owner, "_restore")),
+            optimizer.register_state_dict_pre_hook(calling(self, "_restore")),
+            optimizer.register_load_state_dict_pre_hook(calling(self, "_restore")),
         ]
         # The optimizer keeps the object alive: its hooks are all that most users need of it.
-        claim(optimizer, lambda: self)
+        for field in fields:
+            claim(optimizer, field, lambda: self)
         if begin:
-            self.balancer.begin()
+            for balancer in self._balancers:
+                balancer.begin(tick)
+
+    def _decay_balancer(self, model: nn.Module, parameters: Parameters, decay: Given) -> Balancer:
+        check_names(AlphaDecay, decay)
+        check_decay(self.optimizer)
+        if self._keep_decay:
+            raise ValueError(
+                "keep_decay and decay both write the weight decay of every layer: use one of them"
+            )
+        defaults: Given = {"assign": ASSIGN, "every": EVERY}
+        given: Given = {**defaults, **decay}
+        found = Balancer(model, parameters, **given)
+        self.balancer.shared = found.shared = Shared()
+        return found
+
+    @property
+    def _balancers(self) -> list[Balancer]:
+        return [self.balancer] if self.decay is None else [self.balancer, self.decay]
 
     @property
     def alphas(self) -> dict[str, float | None]:
@@ -104,71 +132,76 @@ class StepHooks:
         """The multiplier of every balanced layer; all others have 1, as all have once detached."""
         return self.balancer.multipliers if self._handles else {}
 
+    @property
+    def decay_multipliers(self) -> dict[str, float]:
+        """The multiplier of every layer's weight decay, with ``decay``."""
+        return self.decay.multipliers if self.decay is not None and self._handles else {}
+
     def detach(self) -> None:
         """Stop balancing: from here on every layer has its group's rate."""
         self._restore()
-        self.balancer.cancel()
+        for balancer in self._balancers:
+            balancer.cancel()
         for handle in self._handles:
             handle.remove()
         self._handles = []
         renounce(self.optimizer, self)
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain values by layer name."""
-        return self.balancer.state_dict()
+        """Plain values by layer name, and what the optimizer counts in each layer's group."""
+        return {
+            **self.balancer.state_dict(),
+            "parts": self._parts.state_dict(),
+            "decay": None if self.decay is None else self.decay.state_dict(),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue where :meth:`state_dict` left off; measures nothing."""
         self.balancer.load_state_dict(state)
+        if self.decay is not None and state.get("decay") is not None:
+            self.decay.load_state_dict(state["decay"])
+        self._parts.load_state_dict(state.get("parts", ()), self.optimizer)
 
     def _ids(self) -> list[int]:
         return [id(p) for p in parameters_of(self.optimizer)]
 
-    def _find_hosts(self) -> None:
+    def _locate(self) -> None:
         self._found = self.balancer.found
-        hosts = find_hosts(self._model, self.balancer.found)
-        self._hosts = {id(p): host for host in hosts for p in host.parameters}
+        self._parts.locate(self.balancer.hosts)
 
-    def _before_step(self) -> None:
+    def _scale(self, part: Group, host: Host | None) -> None:
+        if host is None:
+            return
+        rate, decay = (_mean(host, multipliers) for multipliers in self._factors)
+        if rate != 1.0:
+            part["lr"] = part["lr"] * rate
+            decay = decay / rate if self._keep_decay else decay
+        if decay != 1.0:
+            part["weight_decay"] = part["weight_decay"] * decay
+
+    def _before_step(self, *_: Any) -> None:
         self._restore()  # where the last step raised between the hooks
         if self._known != (known := self._ids()):  # a group was added, or a parameter exchanged
-            self.balancer.refresh()
+            for balancer in self._balancers:
+                balancer.refresh()
             self._known = known
         if self._found is not self.balancer.found:
-            self._find_hosts()
-        multipliers = self.balancer.multipliers
-        self._parts = []
-        for group in self.optimizer.param_groups:
-            for host, members in partition(group, self._hosts):
-                rates = [multipliers.get(name, 1.0) for name in host.layers] if host else [1.0]
-                factor = sum(rates) / len(rates) if len(rates) > 1 else rates[0]
-                part = {**group, "params": [group["params"][i] for i in members]}
-                if factor != 1.0:
-                    part["lr"] = group["lr"] * factor
-                self._parts.append((part, group))
-        # The list stays the same object: wrappers (SAM) share it with the optimizer inside.
-        self._whole = list(self.optimizer.param_groups)
-        self.optimizer.param_groups[:] = [part for part, _ in self._parts]
+            self._locate()
+        self._factors = [self.multipliers, self.decay_multipliers]
+        self._parts.split(self.optimizer)
 
-    def _after_step(self) -> None:
-        # What an optimizer counts in its groups (and not in its state) is kept.
-        for part, group in self._parts:
-            for key, value in part.items():
-                if key not in ("params", "lr"):
-                    group[key] = value
+    def _after_step(self, *_: Any) -> None:
+        self._parts.keep()
         self._restore()
-        self.balancer.step()
+        if self.balancer.shared is not None:
+            self.balancer.shared.moment += 1
+        for balancer in self._balancers:
+            balancer.step()
 
-    def _restore(self) -> None:
-        if self._whole is not None:
-            self.optimizer.param_groups[:] = self._whole
-        self._whole, self._parts = None, []
+    def _restore(self, *_: Any) -> None:
+        self._parts.restore(self.optimizer)
 
 
-def _calling(owner: weakref.ref[StepHooks], method: str) -> Any:
-    def hook(*_: Any) -> None:
-        hooks = owner()
-        if hooks is not None:
-            getattr(hooks, method)()
-
-    return torch.compiler.disable(hook)  # a compiled step must not trace the measurement
+def _mean(host: Host, multipliers: Mapping[str, float]) -> float:
+    values = [multipliers.get(name, 1.0) for name in host.layers]
+    return sum(values) / len(values) if len(values) > 1 else values[0]

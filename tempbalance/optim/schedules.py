@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tempbalance.optim.scaled import KEY
+from tempbalance.optim.scaled import is_base_key
 
 Group = dict[str, Any]
 
@@ -69,7 +69,7 @@ def extend_scheduler(scheduler: Any, groups: Sequence[Group], known: int) -> Non
                 group.setdefault(key, _in_proportion(value, group, groups[0]["max_lr"]))
         group.setdefault("initial_lr", _clone(group["lr"]))
         for key, value in groups[0].items():
-            if key not in ("params", "name", "param_names", KEY):
+            if key not in ("params", "name", "param_names") and not is_base_key(key):
                 group.setdefault(key, _clone(value))
     for child in _children(scheduler):
         extend_scheduler(child, groups, known)

@@ -17,7 +17,6 @@ from tempbalance.measure.measurement import LayerRecord
 
 FILE = "tempbalance.csv"
 COLUMNS = ("epoch", "step", "layer", "alpha", "multiplier", "lr")
-_WRITTEN = (*COLUMNS, "age")
 ESD_FILES = ("esd_first.npz", "esd_last.npz")
 
 
@@ -28,22 +27,17 @@ def append(
     alphas: Mapping[str, float | None],
     multipliers: Mapping[str, float],
     rates: Mapping[str, float],
-    ages: Mapping[str, int] | None = None,
 ) -> None:
-    """Add one measurement; an alpha, rate or age that there is not is left empty.
-
-    The age says how many measurements ago an alpha was measured: one of 0 is new.
-    """
-    ages = ages or {}
+    """Add one measurement; an alpha or rate that there is not is left empty."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / FILE
     new = not path.exists()
     with path.open("a", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         if new:
-            writer.writerow(_WRITTEN)
+            writer.writerow(COLUMNS)
         for layer, alpha in alphas.items():
-            row = (alpha, multipliers.get(layer, 1.0), rates.get(layer), ages.get(layer))
+            row = (alpha, multipliers.get(layer, 1.0), rates.get(layer))
             writer.writerow([epoch, step, layer, *("" if v is None else repr(v) for v in row)])
 
 
@@ -59,19 +53,11 @@ def save_esd(folder: Path, records: Sequence[LayerRecord], last: bool) -> None:
 
 
 def summary(
-    alphas: Mapping[str, float | None],
-    multipliers: Mapping[str, float],
-    ages: Mapping[str, int] | None = None,
+    alphas: Mapping[str, float | None], multipliers: Mapping[str, float]
 ) -> dict[str, float]:
-    """Least, median and largest alpha and multiplier, and the share of layers with an alpha.
-
-    With ages also the share of alphas that are not of this measurement, and the largest age.
-    """
+    """Least, median and largest alpha and multiplier, and the share of layers with an alpha."""
     known = [a for a in alphas.values() if a is not None]
     out = {"alpha/measured_share": len(known) / max(1, len(alphas))}
-    if ages:
-        out["alpha/kept_share"] = sum(age > 0 for age in ages.values()) / len(ages)
-        out["alpha/oldest"] = float(max(ages.values()))
     for name, values in (("alpha", known), ("multiplier", list(multipliers.values()))):
         if values:
             out[f"{name}/min"] = min(values)

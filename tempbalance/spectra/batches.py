@@ -1,4 +1,4 @@
-"""Jobs: which windows of which layers are computed together."""
+"""Batches: which windows of which layers are computed together, and what they cost."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tempbalance.spectra.eigensolver.solver import LARGEST, workspace_bytes
-from tempbalance.spectra.windows import Grid
+from tempbalance.spectra.grid import Grid
 
 # A window of more entries is converted and multiplied in parts (of 32 MiB in float32).
 LARGE = 2**23
@@ -31,7 +30,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Job:
+class Batch:
     """Windows ``start:stop`` of slices ``chosen`` of a task, written to ``out[start:stop]``."""
 
     task: Task
@@ -115,40 +114,38 @@ def bytes_of(task: Task, dtype: torch.dtype) -> int:
     k, n = task.grid.eigenvalues, max(task.grid.height, task.grid.width)
     matrix = size * k * k
     if is_large(task):  # read as a view, a part at a time
-        part = (size + (source if is_double(task.slices) else 0)) * LARGE
-        return part + 2 * matrix
+        part = size + (source if is_double(task.slices) else 0)
+        return part * LARGE + 2 * matrix + (2 * size * (LARGE + k * k) if task.wide else 0)
     if task.slices.device.type == "cpu":
         return (source + 2 * max(source, size)) * n * k + 2 * matrix
-    # The library's solver takes complex windows in double precision there.
-    size = max(size, 16) if task.slices.is_complex() else size
-    # In batches each stage lets go of what the one before has made.
-    solver = 2 * matrix
-    if k <= LARGEST:
-        entry = dtype.to_complex() if size > real else dtype
-        solver = max(solver, workspace_bytes(k, entry, overwrite=True))
-    return max((source + size) * n * k, size * n * k + matrix, matrix + solver)
+    # Complex windows are multiplied and solved in double precision there, others with ``wide``
+    # multiplied. Each stage lets go of what the one before has made.
+    exact = 16 if task.slices.is_complex() else 8 if task.wide else size
+    gathered = max(source + size, size + exact if exact > size else 0) * n * k
+    solved = 3 * k * k * (exact if task.slices.is_complex() else size)
+    return max(gathered, exact * (n * k + k * k), solved)
 
 
-def jobs_of(
+def batches_of(
     task: Task, out: Tensor, mask: Tensor | None, dtype: torch.dtype, size: int
-) -> list[Job]:
-    """The task's windows in jobs of about ``size`` windows; ``mask`` (P, S) is on the CPU."""
+) -> list[Batch]:
+    """The task's windows in batches of about ``size`` windows; ``mask`` (P, S) is on the CPU."""
     slices, positions = task.slices.shape[0], task.grid.positions
     size = 1 if is_large(task) else size
-    if mask is not None and not mask.all():  # few: a job a position, of the marked slices only
+    if mask is not None and not mask.all():  # few: a batch a position, of the marked slices only
         return [
-            Job(task, p, p + 1, out, dtype, part)
+            Batch(task, p, p + 1, out, dtype, part)
             for p in mask.any(-1).nonzero().flatten().tolist()
             for part in mask[p].nonzero().flatten().split(size)
         ]
     if slices > size:
         return [
-            Job(task, p, p + 1, out, dtype, range(s, min(s + size, slices)))
+            Batch(task, p, p + 1, out, dtype, range(s, min(s + size, slices)))
             for p in range(positions)
             for s in range(0, slices, size)
         ]
     step = max(1, size // slices)
     return [
-        Job(task, p, min(p + step, positions), out, dtype, range(slices))
+        Batch(task, p, min(p + step, positions), out, dtype, range(slices))
         for p in range(0, positions, step)
     ]

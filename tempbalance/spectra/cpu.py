@@ -1,4 +1,4 @@
-"""The CPU: windows in jobs for a pool of threads, each of them pinned to one thread of its own."""
+"""The CPU: windows in batches for a pool of threads, each pinned to one thread of its own."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ import torch
 from torch import Tensor
 
 from tempbalance.spectra import gram
-from tempbalance.spectra.batches import Job, Work, bytes_of, flops_of, is_double, jobs_of
+from tempbalance.spectra.batches import Batch, Work, batches_of, bytes_of, flops_of, is_double
 
 S = TypeVar("S")
 T = TypeVar("T")
 
-# Jobs of the pool for each thread: few large ones, since a convolution's slices are read together,
-# and yet enough that the small ones at the end balance the threads.
-_JOBS = 6
-# Entries of the windows of one job.
-_JOB_ENTRIES = 2**22
+# Batches of the pool for each thread: few large ones, since a convolution's slices are read
+# together, and yet enough that the small ones at the end balance the threads.
+_BATCHES = 6
+# Entries of the windows of one batch.
+_BATCH_ENTRIES = 2**22
 # Entries of the Gram matrices that are solved in one call: they stay in the cache.
 _SOLVED = 2**16
 # Bytes of interleaved slices (a convolution's) that are read before all slices are written.
@@ -41,22 +41,22 @@ def compute(
     progress: Callable[[float], None] | None,
     workers: int,
 ) -> None:
-    """Fill the tasks' outputs, on as many threads as the budget allows; see :func:`spectra`."""
+    """Fill the tasks' outputs, on as many threads as the budget allows."""
     workers = workers if _pin_thread_calls() else 1
     largest = max(bytes_of(task, dtype) for task, _, _ in tasks)
     workers = max(1, min(workers, budget // largest))
     finite = [work for work in tasks if work[0].scale]  # the others stay NaN
-    jobs = _jobs(finite, budget // workers, dtype, workers)
-    total = sum(job.flops for job in jobs)
+    batches = _batches(finite, budget // workers, dtype, workers)
+    total = sum(batch.flops for batch in batches)
     one_at_a_time = threading.Lock()
 
-    def run(job: Job) -> None:
-        _run(job)
+    def run(batch: Batch) -> None:
+        _run(batch)
         if progress is not None:
             with one_at_a_time:
-                progress(job.flops / total)
+                progress(batch.flops / total)
 
-    in_threads(run, jobs, workers)
+    in_threads(run, batches, workers)
 
 
 def in_threads(function: Callable[[S], object], items: Sequence[S], workers: int) -> None:
@@ -86,45 +86,45 @@ def in_threads(function: Callable[[S], object], items: Sequence[S], workers: int
             each.result()
 
 
-def _jobs(tasks: Sequence[Work], budget: int, dtype: torch.dtype, workers: int) -> list[Job]:
-    """The largest first; ``budget`` is that of one job."""
+def _batches(tasks: Sequence[Work], budget: int, dtype: torch.dtype, workers: int) -> list[Batch]:
+    """The largest first; ``budget`` is that of one batch."""
     flops = sum(
         flops_of(task) * (out[..., 0].numel() if mask is None else int(mask.sum()))
         for task, out, mask in tasks
     )
-    jobs: list[Job] = []
+    batches: list[Batch] = []
     for task, out, mask in tasks:
         size = min(
-            flops / workers / _JOBS / flops_of(task),
-            _JOB_ENTRIES / (task.grid.height * task.grid.width),
+            flops / workers / _BATCHES / flops_of(task),
+            _BATCH_ENTRIES / (task.grid.height * task.grid.width),
             budget / bytes_of(task, dtype),
         )
         slices = task.slices.shape[0]
         parts = math.ceil(slices / max(1, int(size)))
         size = math.ceil(slices / parts) if parts > 1 else size  # all parts of about one size
-        jobs += jobs_of(task, out, mask, dtype, max(1, int(size)))
-    return sorted(jobs, key=lambda job: job.flops, reverse=True)
+        batches += batches_of(task, out, mask, dtype, max(1, int(size)))
+    return sorted(batches, key=lambda batch: batch.flops, reverse=True)
 
 
-def _run(job: Job) -> None:
-    if job.large:
-        values = gram.large_window(job)
+def _run(batch: Batch) -> None:
+    if batch.large:
+        values = gram.large_window(batch)
     else:
-        at_once = max(1, _SOLVED // job.task.grid.eigenvalues**2)
-        windows = _gathered(job).split(at_once)
-        values = torch.cat([gram.eigenvalues(w, wide=job.task.wide) for w in windows])
-    job.write(gram.settled(values.to(job.dtype)))
+        at_once = max(1, _SOLVED // batch.task.grid.eigenvalues**2)
+        windows = _gathered(batch).split(at_once)
+        values = torch.cat([gram.eigenvalues(w, wide=batch.task.wide) for w in windows])
+    batch.write(gram.settled(values.to(batch.dtype)))
 
 
-def _gathered(job: Job) -> Tensor:
+def _gathered(batch: Batch) -> Tensor:
     """The windows or their transposes, whichever is read in order; scaled and converted."""
-    views = job.views()
+    views = batch.views()
     if views[0].stride(-1) > views[0].stride(-2):
         views = [view.mT for view in views]
-    windows = views[0].new_empty(len(views), *views[0].shape, dtype=job.target)
-    scale = job.task.scale
-    if not is_double(job.task.slices):
-        scale = scale.to(job.dtype)
+    windows = views[0].new_empty(len(views), *views[0].shape, dtype=batch.target)
+    scale = batch.task.scale
+    if not is_double(batch.task.slices):
+        scale = scale.to(batch.dtype)
     for view, into in zip(views, windows, strict=True):
         rows = view.shape[-2]
         if view.stride(-1) > 1 and len(view) > 1:  # slices share what is read at once

@@ -7,34 +7,53 @@ against the largest eigenvalue (up to 6e-8 of it); :mod:`tempbalance.spectra.spe
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from tempbalance.spectra.batches import LARGE, Job, converted, is_double
-from tempbalance.spectra.eigensolver.solver import LARGEST, eigvalsh, preferred
+from tempbalance.spectra.batches import LARGE, Batch, converted, is_double
 
+try:  # our own kernels, on request: without their folder the library does all
+    from tempbalance.spectra.eigensolver import solver as kernels
+except ImportError:
+    kernels = None  # type: ignore[assignment]
+
+# From this release on the library solves a batch on CUDA at once; before it loops over matrices of
+# more than 32 rows.
+BATCHED_LIBRARY = (2, 12)
 # From this size on half of the Gram matrix is worth not computing, in strips of so many rows.
 _HALVED = 192
 _STRIP = 64
 
 
-def eigenvalues(windows: Tensor, wait: bool = True, wide: bool = False) -> Tensor:
+def worth_a_gpu(version: str = torch.__version__) -> bool:
+    """Whether CUDA finds the eigenvalues of many matrices at once, rather than one after another.
+
+    One after another the pool of CPU threads is faster: docs/speed.md has the reckoning.
+    """
+    major, minor = re.findall(r"\d+", version)[:2]
+    return (int(major), int(minor)) >= BATCHED_LIBRARY or (
+        kernels is not None and kernels.requested()
+    )
+
+
+def eigenvalues(windows: Tensor, wide: bool = False) -> Tensor:
     """(B, h, w) -> (B, min(h, w)) eigenvalues of the Gram matrix of the shorter side, ascending.
 
-    NaN for a window whose eigenvalues do not converge. Without ``wait`` no eigensolver is used
-    that waits for the device, for up to 1024 eigenvalues. With ``wide`` products are in float64.
+    NaN for a window whose eigenvalues do not converge. With ``wide`` products are in float64.
     """
     a = tall(windows)  # (B, n, k), n >= k
     del windows
-    if a.is_cuda and a.is_complex() and not _ours(a.shape[-1], a.device, wait):
+    if a.is_cuda and a.is_complex():
         # The library's batched complex64 eigensolvers have an open defect (pytorch#192483).
         a = a.to(torch.complex128)
-    gram = _half_gram(a, wide)
+    gram = _wide_gram(a) if wide else _half_gram(a)
     del a  # a caller that keeps no windows has their memory for the solver
-    return solve(gram, wait)
+    return solve(gram)
 
 
 def tall(windows: Tensor) -> Tensor:
@@ -42,13 +61,14 @@ def tall(windows: Tensor) -> Tensor:
     return windows if windows.shape[-2] >= windows.shape[-1] else windows.mH
 
 
-def solve(gram: Tensor, wait: bool = True) -> Tensor:
+def solve(gram: Tensor) -> Tensor:
     """Eigenvalues (B, k) of matrices (B, k, k) of which, on a CPU, the lower half is read.
 
     NaN for a matrix whose eigenvalues do not converge.
     """
-    if _ours(gram.shape[-1], gram.device, wait):
-        return eigvalsh(gram, overwrite=True)
+    found = None if kernels is None else kernels.eigvalsh(gram)
+    if found is not None:
+        return found
     if gram.device.type == "cpu" and is_double(gram):
         # The LAPACK of numpy takes two thirds of the time of torch's in double precision.
         with contextlib.suppress(np.linalg.LinAlgError):
@@ -76,32 +96,31 @@ def settled(values: Tensor) -> Tensor:
     return torch.where(values <= floor, torch.zeros_like(values), values)  # NaN stays
 
 
-def large_window(job: Job, wait: bool = True) -> Tensor:
+def large_window(batch: Batch) -> Tensor:
     """Eigenvalues (1, k) of one large window, converted and multiplied a part at a time."""
-    a = tall(job.read().reshape(job.task.grid.height, job.task.grid.width))  # a view (n, k)
+    a = tall(batch.read().reshape(batch.task.grid.shape))  # a view (n, k)
     n, k = a.shape
-    gram = a.new_zeros(k, k, dtype=job.target)
+    gram = a.new_zeros(k, k, dtype=batch.target)
     step = max(1, LARGE // k)
     for start in range(0, n, step):
-        part = converted(a[start : start + step], job.task.scale, job.target)
-        if job.task.wide:
-            gram += (part.double().mH @ part.double()).to(job.dtype)
+        part = converted(a[start : start + step], batch.task.scale, batch.target)
+        if batch.task.wide:
+            gram += _wide_gram(part)
         else:
             gram.addmm_(part.mH, part)
-    return solve(gram.unsqueeze(0), wait)
+    return solve(gram.unsqueeze(0))
 
 
-def _ours(k: int, device: torch.device, wait: bool) -> bool:
-    """Whether our own eigensolver is to be used."""
-    cannot_wait = not wait and device.type == "cuda" and k <= LARGEST
-    return cannot_wait or preferred(k, device.type)
+def _wide_gram(a: Tensor) -> Tensor:
+    """A^H A for (..., n, k), in the precision of A, by products in double precision."""
+    dtype = a.dtype
+    a = a.to(torch.complex128 if a.is_complex() else torch.float64)
+    return (a.mH @ a).to(dtype)
 
 
-def _half_gram(a: Tensor, wide: bool) -> Tensor:
+def _half_gram(a: Tensor) -> Tensor:
     """A^H A for (B, n, k); above the diagonal of a large one on a CPU only small blocks."""
     k = a.shape[-1]
-    if wide:
-        return (a.double().mH @ a.double()).to(a.dtype)
     if k < _HALVED or a.device.type != "cpu":
         return a.mH @ a
     gram = a.new_zeros(*a.shape[:-2], k, k)
@@ -113,14 +132,25 @@ def _half_gram(a: Tensor, wide: bool) -> Tensor:
     return gram
 
 
+# --- the precision of products -------------------------------------------------------------------
+
+
+def _backends() -> list[Any]:
+    """What has a precision of its own for products: nothing before torch 2.9."""
+    backends = (torch.backends.cuda.matmul, getattr(torch.backends.mkldnn, "matmul", None))
+    return [backend for backend in backends if hasattr(backend, "fp32_precision")]
+
+
 def reduced() -> bool:
-    """Whether products on the CPU are in less than float32 just now, at the user's wish.
+    """Whether products are in less than float32 just now, at the user's wish.
 
     :func:`full_precision` sees to that in the training thread. Beside it no setting may be
     touched, and such products are made in float64.
     """
-    matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
-    return matmul.fp32_precision in ("bf16", "tf32")
+    backends = _backends()
+    if not backends:
+        return torch.get_float32_matmul_precision() != "highest"
+    return any(backend.fp32_precision in ("bf16", "tf32") for backend in backends)
 
 
 @contextlib.contextmanager
@@ -129,17 +159,28 @@ def full_precision(*device_types: str) -> Iterator[None]:
 
     A user's ``torch.set_float32_matmul_precision("high")`` would square its error in the Gram.
     """
-    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
-    before = [backend.fp32_precision for backend in backends]
+    with contextlib.ExitStack() as stack:
+        if reduced():
+            stack.enter_context(_highest())
+        for device_type in device_types:
+            stack.enter_context(torch.autocast(device_type, enabled=False))
+        yield
+
+
+@contextlib.contextmanager
+def _highest() -> Iterator[None]:
+    """The setting for all backends, since torch refuses to read it where they have been mixed."""
+    backends = _backends()
+    own = [backend.fp32_precision for backend in backends]
+    whole: str | None = None
+    with contextlib.suppress(RuntimeError):  # set a backend at a time: there is no value for all
+        whole = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
     try:
-        for backend, value in zip(backends, before, strict=True):
-            if value != "ieee":
-                backend.fp32_precision = "ieee"
-        with contextlib.ExitStack() as stack:
-            for device_type in device_types:
-                stack.enter_context(torch.autocast(device_type, enabled=False))
-            yield
+        yield
     finally:
-        for backend, value in zip(backends, before, strict=True):
-            if value != "ieee":
+        if whole is not None:
+            torch.set_float32_matmul_precision(whole)
+        for backend, value in zip(backends, own, strict=True):
+            if backend.fp32_precision != value:
                 backend.fp32_precision = value

@@ -23,7 +23,7 @@ _FITTED = 10  # those of a spectrum; SCALE is a layer's, and TOTAL is known with
 
 
 def table(
-    eigenvalues: Sequence[Tensor], scales: Tensor, fit: Fit, pooled: bool, budget: int
+    eigenvalues: Sequence[Tensor], scales: Tensor, fit: Fit, pooled: Sequence[bool], budget: int
 ) -> Tensor:
     """The statistics of every layer: (L, COLUMNS - 1) float64, on the device, without TOTAL.
 
@@ -31,10 +31,12 @@ def table(
         eigenvalues: a layer each (P, S, k), all on one device.
         scales: (L,), what each layer's weight was multiplied by.
         fit: the power-law fit.
-        pooled: one fit of all windows of a layer, else one a position, averaged.
+        pooled: for each layer, one fit of all its windows, else one a position, averaged.
         budget: bound on the extra memory, in bytes.
     """
-    rows = [e.reshape(1 if pooled else len(e), -1) for e in eigenvalues]
+    rows = [
+        e.reshape(1 if whole else len(e), -1) for e, whole in zip(eigenvalues, pooled, strict=True)
+    ]
     most = max(len(r) for r in rows)
     out = rows[0].new_zeros(len(rows), most, _FITTED, dtype=torch.float64)
     for some in _alike(rows, budget):

@@ -162,6 +162,13 @@ def test_to_dict_is_plain(report: Report) -> None:
     assert plain["coverage"] == report.coverage
 
 
+def test_every_field_of_the_json_is_documented(report: Report) -> None:
+    text = (Path(__file__).resolve().parents[2] / "docs" / "json.md").read_text()
+    plain = report.to_dict()
+    for field in (*plain, *plain["layers"][0], *plain["skipped"][0]):
+        assert f"`{field}`" in text, field
+
+
 def test_to_pandas(report: Report) -> None:
     pd = pytest.importorskip("pandas")
     frame = report.to_pandas()

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from schedules import ASSIGNMENTS
 
 import tempbalance as tb
-from tempbalance.assign.maps import Assignment, normalized
+from tempbalance.assign import Assignment, normalized
 
 NAN, INF = float("nan"), float("inf")
 MAPS: dict[str, Assignment] = {
@@ -27,6 +27,7 @@ MAPS: dict[str, Assignment] = {
     "rank": tb.RankMap(0.5, 1.5),
     "sigmoid": tb.SigmoidMap(1.0, 10),
     "sigmoid_sides": tb.SigmoidMap((0.5, 1.0), 5),
+    "standard_sigmoid": tb.StandardSigmoid(1.5, 2.0),
 }
 ALL = {**ASSIGNMENTS, **{f"map_{name}": value for name, value in MAPS.items()}}
 LOOKING = {name: a for name, a in ALL.items() if a.uses_alphas}
@@ -59,6 +60,12 @@ def sigmoid(a: list[float], below: float, above: float, tau: float) -> list[floa
     return out
 
 
+def standard_sigmoid(a: list[float], top: float, tau: float) -> list[float]:
+    mean = math.fsum(a) / len(a)
+    std = math.sqrt(math.fsum((x - mean) ** 2 for x in a) / len(a))
+    return [top / (1 + math.exp(-tau * (x - mean) / std)) for x in a]
+
+
 TWINS: dict[str, Callable[[list[float]], list[float]]] = {
     "linear": lambda a: linear(a, 0.1, 1.9),
     "sqrt": lambda a: share(a, math.sqrt),
@@ -66,6 +73,7 @@ TWINS: dict[str, Callable[[list[float]], list[float]]] = {
     "rank": lambda a: rank(a, 0.5, 1.5),
     "sigmoid": lambda a: sigmoid(a, 1.0, 1.0, 10),
     "sigmoid_sides": lambda a: sigmoid(a, 0.5, 1.0, 5),
+    "standard_sigmoid": lambda a: standard_sigmoid(a, 1.5, 2.0),
 }
 
 alphas = st.lists(st.floats(1.01, 60.0), min_size=2, max_size=30)

@@ -87,20 +87,11 @@ def test_measured_in_the_background(tmp_path: Path) -> None:
     assert a["measurements"] == [4, 4]
 
 
-def test_sharded_weights_in_the_background_in_turn(tmp_path: Path) -> None:
+def test_sharded_weights_in_the_background(tmp_path: Path) -> None:
     a, b = run("background_fsdp2", tmp_path)
     assert a == b
-    measured = 0
     for tick in range(3, 13, 2):  # effects of the measurements at 2, 4, ...
-        for name, age in a["ages"][tick - 1].items():
-            alpha = a["alphas"][tick - 1][name]
-            if age == 0:
-                assert alpha == pytest.approx(a["whole"][tick - 2][name], rel=1e-6)
-                measured += 1
-            else:
-                assert alpha == a["alphas"][tick - 2][name]
-    assert 5 <= measured <= 10  # of 20
-    assert a["state"]["sketches"].keys() == a["ages"][0].keys()
+        assert a["alphas"][tick - 1] == pytest.approx(a["whole"][tick - 2], rel=1e-6)
 
 
 def test_a_failure_of_one_rank_in_the_background_is_raised_on_all(tmp_path: Path) -> None:
@@ -121,15 +112,6 @@ def test_a_snapshot_of_weights_that_are_gathered_just_now(tmp_path: Path) -> Non
     a, b = run("fsdp2_unsharded", tmp_path)
     assert a == b
     assert a["taken"] == pytest.approx(a["whole"], rel=1e-6)
-
-
-def test_ranks_agree_on_the_interval(tmp_path: Path) -> None:
-    a, b = run("overhead", tmp_path)
-    assert a["quiet"] == []
-    assert len(a["told"]) == 1
-    assert "which of the 2 ranks train one model" in a["told"][0]
-    assert a == b
-    assert a["interval"] == 10 and a["measured"] == [0, 2, 12, 22]  # 1.1 / (1.1 + 9.9)
 
 
 def test_lightning_ddp(tmp_path: Path) -> None:

@@ -226,6 +226,12 @@ def _break(kind: str) -> list[str]:
         argv = ["--model", "cli_factory.net"]
     elif kind == "rows of whole":
         argv += ["--whole", "--rows", "3"]
+    elif kind == "no such windows":
+        argv += ["--windows", "*=half"]
+    elif kind == "windows twice":
+        argv += ["--windows", "Conv2d=whole", "--windows", "farms"]
+    elif kind == "windows of some":
+        argv += ["--windows", "Conv2d=whole"]
     elif kind == "xmin-pos of ks":
         argv += ["--fit", "ks", "--xmin-pos", "3"]
     elif kind == "bad fused":
@@ -258,6 +264,9 @@ ERRORS = {
     "no such module": "importing 'no_such_module_here' failed",
     "no colon": "package.module:factory",
     "rows of whole": "--rows has no meaning with whole windows",
+    "no such windows": "--windows *=half: there are farms, whole, released-conv, released-linear",
+    "windows twice": "write --windows '*=farms', last",
+    "windows of some": "none of the patterns ['Conv2d'] matches the layer '2' (Linear)",
     "xmin-pos of ks": "--xmin-pos has no meaning with --fit ks",
     "bad fused": "is not PATTERN=N",
     "fused matches nothing": "no measured module matches ['*.qkv']",
@@ -300,6 +309,10 @@ def test_method_options(saved: tuple[str, tb.Report], capsys: pytest.CaptureFixt
         (["--rows", "8", "--aspect-ratio", "0.5"], {"windows": tb.Farms(0.5, rows=8)}),
         (["--rows", "6", "--per-dim", "3"], {"windows": tb.Farms(rows=6, per_dim=3)}),
         (["--windows", "released-conv"], {"windows": tb.Farms.released_conv()}),
+        (
+            [*("--windows", "Conv2d=released-conv"), *("--windows", "*=farms"), "--rows", "6"],
+            {"windows": {"Conv2d": tb.Farms.released_conv(), "*": tb.Farms(rows=6)}},
+        ),
         (["--stride", "5", "--pool", "alpha"], {"windows": tb.Farms(stride=5, pool="alpha")}),
         (["--fit", "ks"], {"fit": tb.KSFit()}),
         (["--fit", "peak", "--min-eigs", "5"], {"fit": tb.PeakFit(), "min_eigs": 5}),

@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
-from standins import composed, substitute
+from standins import composed, save_encoder, sentences, substitute
 
 import tempbalance
 from experiments import extras, sweep
@@ -35,6 +35,7 @@ def test_the_published_experiments_and_the_controls_are_there() -> None:
         *(f"cifar100_{name}" for name in cifar),
         "cifar10_resnet18",
         "tinyimagenet_wrn16_8",
+        *("lm_tiny", "lm_60m", "lm_130m", "lm_350m", "lm_1b", "sst2_minilm"),
         *(f"{data}_{model}" for data in ("darcy", "cfd1d", "cfd2d") for model in ("fno", "unet")),
     }
     controls = {"shuffled", "reversed", "constant", "frozen", "pertype", "type_unit"}
@@ -51,6 +52,9 @@ def test_experiment_files_hold_overrides_a_seed_and_their_command(experiment: st
     assert "_target_" not in {key for key in content if key != "tuned"}
 
 
+# What only the user knows: the text.
+NEEDED = {f"lm_{size}": ["data.path=text.txt"] for size in ("60m", "130m", "350m", "1b")}
+
 PAIRS = {
     *((experiment, "farms_sigmoid") for experiment in EXPERIMENTS),
     *(("cifar100_vgg16", balance) for balance in METHODS),
@@ -59,7 +63,8 @@ PAIRS = {
 
 @pytest.mark.parametrize(("experiment", "balance"), sorted(PAIRS))
 def test_experiments_and_methods_compose(experiment: str, balance: str, tmp_path: Path) -> None:
-    cfg = composed(tmp_path, f"experiment={experiment}", f"balance={balance}")
+    given = [*NEEDED.get(experiment, ()), f"balance={balance}"]
+    cfg = composed(tmp_path, f"experiment={experiment}", *given)
     resolved = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     assert isinstance(resolved, dict)
     assert resolved["method"] == balance
@@ -155,7 +160,14 @@ LARGE = ("cifar100_resnet34", "cifar100_vgg19", "tinyimagenet_wrn16_8")
 def test_every_experiment_runs_a_step(experiment: str, tmp_path: Path) -> None:
     balance = "none" if experiment in LARGE else "farms"
     overrides = [f"experiment={experiment}", f"balance={balance}", "trainer.fast_dev_run=true"]
-    cfg = substitute(composed(tmp_path, *overrides))
+    if experiment == "sst2_minilm":
+        root, encoder = sentences(tmp_path / "sst2", 8), save_encoder(tmp_path / "encoder")
+        small = ["tuned.min_eigs=5", "data.share=1"]
+        cfg = composed(
+            tmp_path, *overrides, *small, f"model.encoder={encoder}", f"data.root={root}"
+        )
+    else:
+        cfg = substitute(composed(tmp_path, *overrides, *NEEDED.get(experiment, ())))
     result = train(cfg)
     assert result["name"] == experiment
     assert math.isfinite(result["value"])

@@ -163,7 +163,7 @@ def test_resume_while_a_measurement_is_under_way(tmp_path: Path, step: int) -> N
     """Measured at step 3 in the background, in effect from step 5 on; two layers at a time."""
     x, y = next(iter(loader()))
     data = TensorDataset(x.repeat(4, 1, 1, 1), y.repeat(4))  # Lightning begins the epoch anew
-    options: dict[str, Any] = {"every_n_steps": 3, "delay": 2, "per_update": 2, "ramp": 2}
+    options: dict[str, Any] = {"every_n_steps": 3, "delay": 2, "ramp": 2}
     keep = ModelCheckpoint(tmp_path / "c", save_top_k=-1, every_n_train_steps=1, filename="{step}")
     callback, model = TempBalanceCallback(**options), Plain(cosine, "step", adam=True)
     t = trainer(tmp_path, callback, keep, epochs=3)
@@ -180,7 +180,7 @@ def test_resume_while_a_measurement_is_under_way(tmp_path: Path, step: int) -> N
 def test_an_epoch_late_in_the_background(tmp_path: Path) -> None:
     """The multipliers of an epoch are of the weights one epoch before; ages are on file."""
     logger = CSVLogger(tmp_path)
-    late = TempBalanceCallback(delay=1, moved=0.9, max_age=2)
+    late = TempBalanceCallback(delay=1)
     model = Plain(cosine)
     seen: list[dict[str, float | None]] = []
 
@@ -190,9 +190,8 @@ def test_an_epoch_late_in_the_background(tmp_path: Path) -> None:
 
     trainer(tmp_path, Look(), late, epochs=4, logger=logger).fit(model, loader())
     found = history_of(tmp_path)
-    # Layers that did not move by 90% are kept twice: measured at the start of epoch 3 again,
-    # which would take effect in epoch 4.
-    assert [row["age"] for row in found if row["layer"] == "net.3"] == ["0", "1", "2"]
+    alphas = [float(row["alpha"]) for row in found if row["layer"] == "net.3"]
+    assert alphas == [seen[0]["net.3"], seen[0]["net.3"], seen[1]["net.3"]]
     assert late.balancers[0].pending == 4
     assert late.balancers[0].alphas == seen[0]
 

@@ -26,8 +26,8 @@ from torch.nn.utils import parametrize, prune
 from tempbalance import BalanceWarning
 from tempbalance.integrations import lightning_logs
 from tempbalance.integrations.lightning import TempBalanceCallback
-from tempbalance.layers.find import random_twin
 from tempbalance.measure import twins as marks
+from tempbalance.measure.twins import random_twin
 from tempbalance.runs.read import read_run
 
 pytestmark = pytest.mark.filterwarnings(

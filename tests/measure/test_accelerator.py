@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
@@ -24,12 +25,12 @@ from torch.utils._pytree import tree_leaves
 
 import tempbalance as tb
 from tempbalance.layers.find import find_layers
-from tempbalance.measure import measurement as measure
-from tempbalance.measure.attempt import Method, attempt_later
-from tempbalance.measure.measurement import Measurement, Outcome
-from tempbalance.measure.measurement import measure as measured
-from tempbalance.spectra import batches as jobs
-from tempbalance.spectra import gram, spectrum
+from tempbalance.measure import Outcome, engine, measurement
+from tempbalance.measure import measure as measured
+from tempbalance.measure.measurement import Measurement
+from tempbalance.measure.method import Method
+from tempbalance.measure.snapshot import attempt_later
+from tempbalance.spectra import batches, gpu, gram, scale
 
 WINDOWS = {
     "whole": tb.WholeMatrix(),
@@ -86,8 +87,7 @@ def same(one: list[Any], other: list[Any], rtol: float) -> None:
 @pytest.fixture
 def batched(monkeypatch: pytest.MonkeyPatch) -> None:
     """CPU tensors measured as an accelerator's are."""
-    for module in (spectrum, measure):
-        monkeypatch.setattr(module, "on_pool", lambda device: False)
+    monkeypatch.setattr(scale, "on_pool", lambda device: False)
 
 
 @pytest.mark.parametrize("windows", WINDOWS.values(), ids=WINDOWS)
@@ -97,8 +97,7 @@ def test_batches_give_the_numbers_of_the_pool(
 ) -> None:
     layers = find_layers(network()).layers
     expected = measured(layers, windows=windows, min_eigs=4, keep_spectra=True)
-    for module in (spectrum, measure):
-        monkeypatch.setattr(module, "on_pool", lambda device: False)
+    monkeypatch.setattr(scale, "on_pool", lambda device: False)
     found = measured(layers, windows=windows, min_eigs=4, keep_spectra=True, budget=budget)
     same(found, expected, 1e-5)
     outcomes = {record.name: record.outcome for record in found}
@@ -121,6 +120,18 @@ def test_batches_of_complex_windows(batched: None) -> None:
 
 
 # --- nothing waits -------------------------------------------------------------------------------
+
+
+def _fakes_cuda() -> bool:
+    try:
+        with FakeTensorMode():
+            nn.Linear(2, 2, device="cuda")
+    except RuntimeError:
+        return False
+    return True
+
+
+needs_fakes = pytest.mark.skipif(not _fakes_cuda(), reason="this torch asks the driver for fakes")
 
 
 class Watch(TorchDispatchMode):
@@ -161,10 +172,10 @@ def fake_measurement(
         table.reshape(-1, 11)[:, 7] = 0  # no doubt: no second look
         return table
 
-    monkeypatch.setattr(measure, "read_back", read_back)
-    monkeypatch.setattr("tempbalance.spectra.windows._uploaded", uploaded)
+    monkeypatch.setattr(engine, "read_back", read_back)
+    monkeypatch.setattr("tempbalance.spectra.grid._uploaded", uploaded)
     monkeypatch.setattr(torch.Tensor, "is_cuda", property(lambda t: t.device.type == "cuda"))
-    monkeypatch.setattr(gram, "preferred", lambda n, device: True)
+    monkeypatch.setattr(gram, "worth_a_gpu", lambda: True)
     with FakeTensorMode(), torch.device("cuda"), Watch() as watch:
         model = build()
         watch.waits, watch.launches = [], 0
@@ -182,6 +193,7 @@ def small() -> nn.Module:
     return nn.Sequential(nn.Conv2d(8, 16, 3), nn.Linear(64, 32), nn.Linear(50, 40))
 
 
+@needs_fakes
 @pytest.mark.parametrize("windows", WINDOWS.values(), ids=WINDOWS)
 @pytest.mark.parametrize("fit", [tb.Hill(), tb.KSFit(), tb.PeakFit()], ids=str)
 def test_one_read_and_no_other_wait(
@@ -191,6 +203,7 @@ def test_one_read_and_no_other_wait(
     assert waits == []
 
 
+@needs_fakes
 def test_one_read_for_mixed_dtypes_and_spectral_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     def mixed() -> nn.Module:
         half = nn.Linear(40, 30, dtype=torch.bfloat16)
@@ -199,6 +212,7 @@ def test_one_read_for_mixed_dtypes_and_spectral_weights(monkeypatch: pytest.Monk
     assert fake_measurement(monkeypatch, mixed)[0] == []
 
 
+@needs_fakes
 def test_the_watch_sees_waits() -> None:
     with FakeTensorMode(), Watch() as watch:
         x = torch.ones(3, device="cuda")
@@ -209,8 +223,9 @@ def test_the_watch_sees_waits() -> None:
             x.sum().item()
 
 
+@needs_fakes
 def test_launches_grow_by_few_a_layer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gram, "solve", lambda matrices, wait: matrices.diagonal(dim1=1, dim2=2))
+    monkeypatch.setattr(gram, "solve", lambda matrices: matrices.diagonal(dim1=1, dim2=2))
     counts = []
     for depth in (10, 20, 40):
 
@@ -245,7 +260,7 @@ def test_a_snapshot_is_of_the_weights_at_construction() -> None:
     model = network()
     layers = find_layers(model).layers
     expected = measured(layers, min_eigs=4)
-    taken = Measurement(layers, min_eigs=4, snapshot=True)
+    taken = Measurement(layers, Method(min_eigs=4), snapshot=True)
     with torch.no_grad():
         for p in model.parameters():
             p.add_(torch.randn_like(p))
@@ -275,8 +290,8 @@ def test_a_snapshot_never_shares_memory_with_the_model(kind: str) -> None:
     layers = find_layers(model).layers
     assert layers[0].copies and layers[0].is_own_memory(layers[0].read())
     expected = measured(layers, min_eigs=4)
-    taken = Measurement(layers, min_eigs=4, snapshot=True)
-    later = attempt_later(layers, Method(tb.Farms(), tb.Hill(), 4, 2**30), None)
+    taken = Measurement(layers, Method(min_eigs=4), snapshot=True)
+    later = attempt_later(layers, Method(min_eigs=4), None)
     with torch.no_grad():
         for p in model.parameters():
             p.copy_(torch.randn_like(p) ** 5)
@@ -286,30 +301,58 @@ def test_a_snapshot_never_shares_memory_with_the_model(kind: str) -> None:
     assert measured(layers, min_eigs=4) != expected
 
 
+@pytest.fixture
+def reduced() -> Iterator[None]:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+def refuse(*_: Any) -> Any:
+    raise AssertionError("a global setting was touched")
+
+
 def test_layer_by_layer_in_the_background_touches_no_setting(
     reduced: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     torch.manual_seed(0)
-    layers = find_layers(nn.Sequential(nn.Linear(64, 64), nn.Linear(40, 40))).layers
+    layers = find_layers(nn.Sequential(*(nn.Linear(64, 64) for _ in range(3)))).layers
     expected = measured(layers)
-    later = attempt_later(layers, Method(tb.Farms(), tb.Hill(), 4, 2**30), None)
-    whole = Measurement._compute
+    later = attempt_later(layers, Method(), None)
+    whole = engine.spectra
 
-    def failing(self: Measurement) -> None:
-        if len(self._layers) > 1:
-            raise torch.OutOfMemoryError("no room")
-        whole(self)
+    def failing(tasks: list[batches.Task], *rest: Any) -> list[Tensor]:
+        if any(task.name == "1" for task in tasks):
+            raise torch.cuda.OutOfMemoryError("no room")
+        return whole(tasks, *rest)
 
-    def refuse(*_: Any) -> Any:
-        raise AssertionError("a global setting was touched")
-
-    monkeypatch.setattr(Measurement, "_compute", failing)
-    monkeypatch.setattr(measure, "full_precision", refuse)
+    monkeypatch.setattr(engine, "spectra", failing)
+    monkeypatch.setattr(measurement, "full_precision", refuse)
     found = []
     in_a_thread(lambda: found.append(later(lambda _: None)))
-    assert found[0].failures == {}
-    same(found[0].records, expected, 1e-5)
+    assert set(found[0].failures) == {"1"} and "no room" in found[0].failures["1"]
+    same(found[0].records, [expected[0], expected[2]], 1e-5)
     assert "trying layer by layer" in caplog.text
+
+
+def test_a_layer_that_cannot_be_copied_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken(nn.Module):
+        works = True
+
+        def forward(self, x: Tensor) -> Tensor:
+            if not self.works:
+                raise RuntimeError("no such weight")
+            return x * 1.0
+
+    model = nn.Sequential(*(nn.Linear(32, 32) for _ in range(3)))
+    parametrize.register_parametrization(model[1], "weight", Broken())
+    layers = find_layers(model).layers
+    expected = measured(layers)
+    Broken.works = False
+    result = attempt_later(layers, Method(), None)(lambda _: None)
+    assert set(result.failures) == {"1"} and "no such weight" in result.failures["1"]
+    same(result.records, [expected[0], expected[2]], 1e-6)
 
 
 def test_autocast_is_off_on_every_device() -> None:
@@ -323,15 +366,6 @@ def test_autocast_is_off_on_every_device() -> None:
         torch.set_autocast_enabled("cuda", before)
 
 
-@pytest.fixture
-def reduced() -> Iterator[None]:
-    matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
-    before = matmul.fp32_precision
-    matmul.fp32_precision = "bf16"
-    yield
-    matmul.fp32_precision = before
-
-
 def test_beside_the_training_no_setting_is_touched_and_none_matters(
     reduced: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -339,23 +373,91 @@ def test_beside_the_training_no_setting_is_touched_and_none_matters(
     layers = find_layers(nn.Sequential(nn.Linear(64, 64), nn.Linear(300, 300))).layers
     expected = measured(layers)
     taken = Measurement(layers, snapshot=True)
+    monkeypatch.setattr(measurement, "full_precision", refuse)
+    wide: list[bool] = []
+    whole = engine.spectra
 
-    def refuse(*_: Any) -> Any:
-        raise AssertionError("a global setting was touched")
+    def watched(tasks: list[batches.Task], *rest: Any) -> list[Tensor]:
+        wide.extend(task.wide for task in tasks)
+        return whole(tasks, *rest)
 
-    monkeypatch.setattr(measure, "full_precision", refuse)
-    wide_ones: list[bool] = []
-    original = gram._half_gram
-
-    def watched(a: Tensor, wide: bool) -> Tensor:
-        wide_ones.append(wide)
-        return original(a, wide)
-
-    monkeypatch.setattr(gram, "_half_gram", watched)
-    torch.backends.mkldnn.matmul.fp32_precision = "ieee"  # too late to matter
+    monkeypatch.setattr(engine, "spectra", watched)
+    torch.set_float32_matmul_precision("highest")  # too late to matter
     in_a_thread(taken.compute)
     same(taken.finish(), expected, 1e-5)
-    assert set(wide_ones) == {True}
+    assert wide == [True, True]
+
+
+# --- beside a training on CUDA, by a stand-in ----------------------------------------------------
+
+
+class Driver:
+    """A stand-in for CUDA's streams and events: what was made and done, in order."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.done: list[str] = []
+        driver = self
+
+        class Stream:
+            def __init__(self, device: Any = None) -> None:
+                driver.done.append("stream")
+
+            def wait_stream(self, other: Any) -> None:
+                driver.done.append("wait")
+
+        class Event:
+            def record(self, stream: Any) -> None:
+                driver.done.append("record")
+
+            def synchronize(self) -> None:
+                driver.done.append("synchronize")
+
+        @contextlib.contextmanager
+        def on(stream: Any) -> Iterator[None]:
+            driver.done.append("enter")
+            yield
+
+        monkeypatch.setattr(torch.cuda, "Stream", Stream)
+        monkeypatch.setattr(torch.cuda, "Event", Event)
+        monkeypatch.setattr(torch.cuda, "stream", on)
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
+        monkeypatch.setattr(torch.Tensor, "is_cuda", property(lambda t: t.device.type == "cuda"))
+        monkeypatch.setattr(engine, "spectra", self._spectra)
+        engine.side_stream.cache_clear()
+
+    def _spectra(self, tasks: Any, *_: Any) -> Any:
+        self.done.append("spectra on " + tasks[0].slices.device.type)
+        raise InterruptedError  # far enough
+
+
+@pytest.fixture
+def driver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Driver]:
+    yield Driver(monkeypatch)
+    engine.side_stream.cache_clear()
+
+
+@needs_fakes
+@pytest.mark.parametrize("worth", [True, False])
+def test_one_stream_a_device_and_the_work_is_the_threads(
+    worth: bool, driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Copies alone are made in the training thread; where CUDA loops, in pinned memory."""
+    monkeypatch.setattr(gram, "worth_a_gpu", lambda: worth)
+    for repeat in range(40):
+        driver.done.clear()
+        with FakeTensorMode(), torch.device("cuda"):
+            model = nn.Sequential(nn.Linear(40, 40), nn.Conv2d(8, 16, 3))
+            taken = Measurement(find_layers(model).layers, snapshot=True)
+            copied = list(driver.done)
+            with pytest.raises(InterruptedError):
+                taken.compute()
+        used = driver.done[len(copied) :]
+        if worth:
+            assert copied == (["stream"] if repeat == 0 else []) + ["wait"]
+            assert used == ["enter", "spectra on cuda"]
+        else:
+            assert copied == ["record", "record"]
+            assert used == ["synchronize", "spectra on cpu"]
 
 
 # --- large windows and memory --------------------------------------------------------------------
@@ -372,16 +474,15 @@ def test_a_large_window_in_parts(
     layers = find_layers(model).layers
     expected = measured(layers, windows=tb.WholeMatrix(), keep_spectra=True)
     if path == "batches":
-        for module in (spectrum, measure):
-            monkeypatch.setattr(module, "on_pool", lambda device: False)
+        monkeypatch.setattr(scale, "on_pool", lambda device: False)
     read: list[tuple[int, ...]] = []
-    original = jobs.converted
+    original = batches.converted
 
     def watched(windows: Tensor, *rest: Any) -> Tensor:
         read.append(tuple(windows.shape))
         return original(windows, *rest)
 
-    for module in (jobs, gram):
+    for module in (batches, gram):
         monkeypatch.setattr(module, "LARGE", 500)
     monkeypatch.setattr(gram, "converted", watched)
     found = measured(layers, windows=tb.WholeMatrix(), keep_spectra=True)
@@ -392,7 +493,6 @@ def test_a_large_window_in_parts(
 
 def test_a_window_over_the_budget_is_named_once(caplog: pytest.LogCaptureFixture) -> None:
     layers = find_layers(nn.ModuleDict({"big": nn.Linear(123, 77)})).layers
-    spectrum._say_over.cache_clear()
     with caplog.at_level(logging.WARNING, logger="tempbalance"):
         for _ in range(2):
             measured(layers, budget=1000)
@@ -450,7 +550,7 @@ needs_proc = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="n
 def test_one_large_window_stays_within_the_budget() -> None:
     """The Gram matrix, the solver's copy of it and a part of the window: no copy of the window."""
     size = 3000
-    budget = 2 * 4 * size**2 + 4 * jobs.LARGE
+    budget = 2 * 4 * size**2 + 4 * batches.LARGE
     grown, alpha = peak_of(size, size + 600, 0, budget)
     assert grown <= budget + 12 * 2**20
     assert alpha == pytest.approx(2.12, abs=0.05)
@@ -470,18 +570,18 @@ def test_the_solver_has_the_memory_of_the_windows(
     batched: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[weakref.ref[Tensor]] = []
-    gathered, solve = spectrum._gathered, gram.solve
+    gathered, solve = gpu._gathered, gram.solve
 
     def watched(some: Any) -> Tensor:
         batch = gathered(some)
         made.append(weakref.ref(batch))
         return batch
 
-    def checks(matrices: Tensor, wait: bool = True) -> Tensor:
+    def checks(matrices: Tensor) -> Tensor:
         assert made[-1]() is None
-        return solve(matrices, wait)
+        return solve(matrices)
 
-    monkeypatch.setattr(spectrum, "_gathered", watched)
+    monkeypatch.setattr(gpu, "_gathered", watched)
     monkeypatch.setattr(gram, "solve", checks)
     measured(find_layers(small()).layers)
     assert made
@@ -491,9 +591,9 @@ def test_chunks_are_of_one_size(batched: None, monkeypatch: pytest.MonkeyPatch) 
     sizes: list[int] = []
     original = gram.eigenvalues
 
-    def watched(windows: Tensor, wait: bool = True) -> Tensor:
+    def watched(windows: Tensor, wide: bool = False) -> Tensor:
         sizes.append(len(windows))
-        return original(windows, wait)
+        return original(windows, wide)
 
     monkeypatch.setattr(gram, "eigenvalues", watched)
     layers = find_layers(nn.Sequential(*(nn.Linear(20, 20) for _ in range(12)))).layers

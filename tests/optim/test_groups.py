@@ -12,20 +12,20 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.optim import lr_scheduler as lrs
 
+from tempbalance import TempBalanceLR
 from tempbalance.layers.find import find_layers
-from tempbalance.optim.groups import Grouping, find_hosts
+from tempbalance.optim.group_state import expand_state, is_unsplit, refuse_others
+from tempbalance.optim.groups import Grouping
 from tempbalance.optim.schedules import expand_scheduler, extend_scheduler
 
 
 def split(optimizer: torch.optim.Optimizer, model: nn.Module) -> Grouping:
-    return Grouping(optimizer, model, find_layers(model))
+    return Grouping(optimizer, find_layers(model).hosts)
 
 
 def norms(model: nn.Module) -> dict[str, str]:
     """Normalization -> the name of its host."""
-    return {
-        norm: host.name for host in find_hosts(model, find_layers(model)) for norm in host.norms
-    }
+    return {norm: host.name for host in find_layers(model).hosts for norm in host.norms}
 
 
 # --- any model, any groups of the user's ---------------------------------------------------------
@@ -123,10 +123,10 @@ def test_unsplit_state_is_taken_over_by_parameter(data: st.DataObject) -> None:
     state = old.state_dict()
     untouched = copy.deepcopy(state)
     grouping = split(new, model)
-    if grouping.is_unsplit(state):
-        state = grouping.expand(state)
-    assert grouping.is_unsplit(untouched) or len(new.param_groups) == len(layout)
-    grouping.check(state)
+    if is_unsplit(grouping, state):
+        state = expand_state(grouping, state)
+    assert is_unsplit(grouping, untouched) or len(new.param_groups) == len(layout)
+    refuse_others(grouping, state)
     new.load_state_dict(state)
     for i, p in enumerate(parameters):
         assert (new.state[p]["momentum_buffer"] == i).all()
@@ -140,7 +140,7 @@ def test_unsplit_state_with_names_of_parameters() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     old, new = (torch.optim.SGD(model.named_parameters(), lr=0.1, momentum=0.9) for _ in range(2))
     grouping = split(new, model)
-    new.load_state_dict(grouping.expand(old.state_dict()))
+    new.load_state_dict(expand_state(grouping, old.state_dict()))
     assert [g["param_names"] for g in new.param_groups] == [
         ["0.weight", "0.bias"],
         ["1.weight", "1.bias"],
@@ -214,15 +214,15 @@ def test_a_norm_without_a_layer_keeps_the_base_rate() -> None:
 
 def test_hosts_of_tied_and_fused_weights() -> None:
     model = nn.TransformerEncoderLayer(8, 2, 16)
-    by_name = {host.name: host for host in find_hosts(model, find_layers(model))}
+    by_name = {host.name: host for host in find_layers(model).hosts}
     assert by_name["self_attn"].layers == ("self_attn.q", "self_attn.k", "self_attn.v")
     own = {id(p) for p in by_name["self_attn"].parameters}
     assert own == {id(model.self_attn.in_proj_weight), id(model.self_attn.in_proj_bias)}
     tied = nn.Sequential(nn.Linear(8, 8, bias=False), nn.Linear(8, 8, bias=False))
     tied[1].weight = tied[0].weight
-    assert [h.layers for h in find_hosts(tied, find_layers(tied))] == [("0",)]
+    assert [h.layers for h in find_layers(tied).hosts] == [("0",)]
     model = nn.ModuleDict({"x": nn.Linear(8, 24), "y": nn.Linear(8, 8)})
-    hosts = find_hosts(model, find_layers(model, {"x": 3}))
+    hosts = find_layers(model, {"x": 3}).hosts
     assert [len(h.layers) for h in hosts] == [3, 1] and hosts[0].name == "x"
 
 
@@ -236,20 +236,20 @@ def test_state_of_other_groups_is_refused_with_the_cure() -> None:
     saved = torch.optim.SGD([{"params": matrices}, {"params": rest}], lr=0.1).state_dict()
     optimizer = torch.optim.SGD([{"params": rest}, {"params": matrices}], lr=0.1)
     grouping = split(optimizer, model)
-    assert not grouping.is_unsplit(saved)
+    assert not is_unsplit(grouping, saved)
     with pytest.raises(
         ValueError, match=r"groups of \[2, 3\].*before it was split.*\[3, 2\].*same"
     ):
-        grouping.check(saved)
+        refuse_others(grouping, saved)
     state = optimizer.state_dict()
     names = [g["name"] for g in state["param_groups"]]
     state["param_groups"] = state["param_groups"][::-1]
     assert len(names) > 1
     with pytest.raises(ValueError, match="the same groups in another order"):
-        grouping.check(state)
+        refuse_others(grouping, state)
     del state["param_groups"][0]
     with pytest.raises(ValueError, match=r"only here: \[.*add_param_group before loading"):
-        grouping.check(state)
+        refuse_others(grouping, state)
 
 
 def test_optimizers_without_groups_of_their_own_are_refused() -> None:
@@ -258,7 +258,7 @@ def test_optimizers_without_groups_of_their_own_are_refused() -> None:
 
     model = nn.Linear(4, 4)
     with pytest.raises(ValueError, match="Own cannot have a learning rate per layer; use SGD"):
-        split(Own(model.parameters()), model)
+        TempBalanceLR(Own(model.parameters()), model)
     with pytest.raises(ValueError, match="holds no parameter of the model's layers"):
         split(torch.optim.SGD([model.bias], lr=0.1), nn.Linear(4, 4))
 

@@ -568,14 +568,14 @@ def test_a_measurement_that_raises_costs_only_its_layer(error: Any, monkeypatch:
     model = net()
     optimizer = sgd(model)
     scheduler = TempBalanceLR(optimizer, model)
-    whole = attempt.measure
+    whole = attempt.measured
 
     def failing(layers: Any, **options: Any) -> Any:
         if any(layer.name == "3" for layer in layers):
             raise error
         return whole(layers, **options)
 
-    monkeypatch.setattr(attempt, "measure", failing)
+    monkeypatch.setattr(attempt, "measured", failing)
     with pytest.warns(BalanceWarning, match="layer '3' could not be measured.*base learning rate"):
         scheduler.step()
     assert set(scheduler.multipliers) == {"0", "8", "10"} and scheduler.layer_rates["3"] == 0.1

@@ -75,20 +75,19 @@ def test_every_assignment_gives_positive_finite_rates(name: str) -> None:
 
 
 def test_hand_worked_rates() -> None:
-    """Four layers whose alphas are set by hand: LinearMap(0.5, 1.5) under StepLR."""
+    """Four layers whose multipliers are given by hand, under StepLR."""
     model = net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    scheduler = TempBalanceLR(optimizer, model, lrs.StepLR(optimizer, 2, 0.1), every=100)
-    alphas = {"0": 2.0, "3": 3.0, "8": 4.0, "10": 6.0}
-    factors = scheduler.balancer.assign(list(alphas.values())).tolist()
-    assert factors == [0.5, 0.75, 1.0, 1.5]
-    scheduler.balancer._ramp.target = dict(zip(alphas, factors, strict=True))
+    layers = ("0", "3", "8", "10")
+    factors = dict(zip(layers, (0.5, 0.75, 1.0, 1.5), strict=True))
+    scheduler = TempBalanceLR(optimizer, model, lrs.StepLR(optimizer, 2, 0.1), fixed=factors)
+    assert scheduler.multipliers == factors
     optimizer.step()
     scheduler.step()  # 0.1
     assert rates(optimizer) == pytest.approx([0.05, 0.075, 0.1, 0.15], abs=1e-15)
     scheduler.step()  # 0.01
     assert rates(optimizer) == pytest.approx([0.005, 0.0075, 0.01, 0.015], abs=1e-15)
-    assert scheduler.layer_rates == dict(zip(alphas, rates(optimizer), strict=True))
+    assert scheduler.layer_rates == dict(zip(layers, rates(optimizer), strict=True))
 
 
 @pytest.mark.parametrize("name", SCHEDULES)

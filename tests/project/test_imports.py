@@ -168,3 +168,9 @@ def test_every_public_name_is_there() -> None:
     assert all(hasattr(tempbalance, name) for name in tempbalance.__all__)
     public = {"analyze", "Report", "Farms", "WholeMatrix", "Hill", "KSFit", "PeakFit"}
     assert public <= set(tempbalance.__all__)
+
+
+def test_the_picture_of_the_rooms_is_that_of_the_imports() -> None:
+    script = ROOT / "docs" / "draw_architecture.py"
+    drawn = subprocess.run([sys.executable, str(script), "--check"], timeout=60)
+    assert drawn.returncode == 0, "draw it again: python docs/draw_architecture.py"

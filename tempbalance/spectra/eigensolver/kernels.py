@@ -2,20 +2,16 @@
 # mypy: ignore-errors
 """Triton kernels for the eigenvalues of a batch of real symmetric matrices.
 
-The reduction to tridiagonal form is blocked as in :mod:`tridiagonal`: a column reads
-the trailing matrix once, and the updates of a panel of columns are made together. Either one
-program does a whole matrix, or several programs share one and a launch does one column: the
-launches order what the programs exchange (no program ever waits for another, so nothing can hang).
+The reduction to tridiagonal form is blocked as LAPACK's ``latrd``: a column reads the trailing
+matrix once, and the updates of a panel of columns are made together. A program does a whole matrix.
 All eigenvalues then come from bisection with Sturm counts, a lane each.
 
 Within a program what one thread writes to memory another one reads, with a barrier between.
-Programs that share a matrix compute the vectors of a panel each for itself, the same bits at the
-same place.
 
 Only long-standing features of Triton are used, and no matrix products that could round to TF32.
 
-Legend: ``work`` (B, n + 2 PANEL + 2, n), the matrices and below each its panel: rows v, rows w,
-and two rows for A v. ROWS x COLS entries are a tile; CHUNK rows of a panel are read at once.
+Legend: ``work`` (B, n + 2 PANEL + 1, n), the matrices and below each its panel: rows v, rows w,
+and a row for A v. ROWS x COLS entries are a tile; CHUNK rows of a panel are read at once.
 """
 
 from __future__ import annotations
@@ -78,10 +74,10 @@ def _reflect(
 
 
 @triton.jit
-def _multiply(a, x, p, j, n, part, parts, ROWS: tl.constexpr, COLS: tl.constexpr):
-    """A x below row j into ``p``: every ``parts``-th block of rows, from block ``part`` on."""
+def _multiply(a, x, p, j, n, ROWS: tl.constexpr, COLS: tl.constexpr):
+    """A x below row j into ``p``."""
     begin = (j + 1) // COLS * COLS  # x is zero up to j
-    for r in range((j + 1) // ROWS * ROWS + part * ROWS, n, parts * ROWS):
+    for r in range((j + 1) // ROWS * ROWS, n, ROWS):
         row = r + tl.arange(0, ROWS)
         total = tl.zeros((ROWS, COLS), dtype=a.dtype.element_ty)
         for c in range(begin, n, COLS):
@@ -93,9 +89,9 @@ def _multiply(a, x, p, j, n, part, parts, ROWS: tl.constexpr, COLS: tl.constexpr
 
 
 @triton.jit
-def _update(a, v, w, begin, done, n, part, parts, ROWS: tl.constexpr, COLS: tl.constexpr):
+def _update(a, v, w, begin, done, n, ROWS: tl.constexpr, COLS: tl.constexpr):
     """A - v w^T - w v^T for the ``done`` columns of a panel, from row ``begin`` on."""
-    for r in range(begin // ROWS * ROWS + part * ROWS, n, parts * ROWS):
+    for r in range(begin // ROWS * ROWS, n, ROWS):
         row = r + tl.arange(0, ROWS)
         row_in = (row >= begin) & (row < n)
         for c in range(begin // COLS * COLS, n, COLS):
@@ -117,14 +113,14 @@ def _update(a, v, w, begin, done, n, part, parts, ROWS: tl.constexpr, COLS: tl.c
 
 
 @triton.jit
-def whole_kernel(
+def reduction_kernel(
     work, d, e2, n,
     PANEL: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
     CHUNK: tl.constexpr, NEGLIGIBLE: tl.constexpr,
 ):  # fmt: skip
-    """A program a matrix: all columns but the last two."""
+    """All columns of a matrix but the last two, a program a matrix."""
     b = tl.program_id(0).to(tl.int64)
-    a = work + b * n * (n + 2 * PANEL + 2)
+    a = work + b * n * (n + 2 * PANEL + 1)
     v = a + n * n
     w = v + PANEL * n
     p = w + PANEL * n
@@ -136,58 +132,14 @@ def whole_kernel(
             _finish(v, w, p, done, j, n, BLOCK, CHUNK)
             tl.debug_barrier()
             if (done == PANEL) | (j == n - 2):
-                _update(a, v, w, j, done, n, 0, 1, ROWS, COLS)
+                _update(a, v, w, j, done, n, ROWS, COLS)
                 tl.debug_barrier()
         if j < n - 2:
             done = j % PANEL
             _reflect(a, d, e2, v, w, j, done, n, BLOCK, CHUNK, NEGLIGIBLE)
             tl.debug_barrier()
-            _multiply(a, v + done * n, p, j, n, 0, 1, ROWS, COLS)
+            _multiply(a, v + done * n, p, j, n, ROWS, COLS)
             tl.debug_barrier()
-
-
-@triton.jit(do_not_specialize=["j"])
-def column_kernel(
-    work, d, e2, j, n,
-    PANEL: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
-    CHUNK: tl.constexpr, NEGLIGIBLE: tl.constexpr,
-):  # fmt: skip
-    """Column j of every matrix, shared by the programs along the second axis.
-
-    A v goes to one of two rows in turn: a slower program may still be reading the other.
-    """
-    b = tl.program_id(0).to(tl.int64)
-    a = work + b * n * (n + 2 * PANEL + 2)
-    v = a + n * n
-    w = v + PANEL * n
-    p = w + PANEL * n
-    done = j % PANEL
-    if done > 0:
-        _finish(v, w, p + (j + 1) % 2 * n, done, j, n, BLOCK, CHUNK)
-        tl.debug_barrier()
-    _reflect(a, d + b * n, e2 + b * (n - 1), v, w, j, done, n, BLOCK, CHUNK, NEGLIGIBLE)
-    tl.debug_barrier()
-    _multiply(
-        a, v + done * n, p + j % 2 * n, j, n, tl.program_id(1), tl.num_programs(1), ROWS, COLS
-    )
-
-
-@triton.jit(do_not_specialize=["j"])
-def panel_kernel(
-    work, j, n,
-    PANEL: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
-    CHUNK: tl.constexpr,
-):  # fmt: skip
-    """The updates of the panel that ends with column j, shared in the same way."""
-    b = tl.program_id(0).to(tl.int64)
-    a = work + b * n * (n + 2 * PANEL + 2)
-    v = a + n * n
-    w = v + PANEL * n
-    p = w + PANEL * n
-    done = j % PANEL + 1
-    _finish(v, w, p + j % 2 * n, done, j + 1, n, BLOCK, CHUNK)
-    tl.debug_barrier()
-    _update(a, v, w, j + 1, done, n, tl.program_id(1), tl.num_programs(1), ROWS, COLS)
 
 
 @triton.jit

@@ -1,10 +1,18 @@
-"""Launches the Triton kernels for eigenvalues: sizes, and how many programs share a matrix.
+"""Launches the Triton kernels: sizes, scaling, and one program a matrix.
 
 Importing this module needs Triton.
+
+Sources: Golub and Van Loan, Matrix Computations, 4th ed., section 8.3.1 (reduction) and 8.4.2
+(Sturm counts); Dhillon, PhD thesis, Berkeley 1997 (counts from both ends, the twisted
+factorization); Demmel, Dhillon and Ren, ETNA 3 (1995), 116-149 (bisection in IEEE arithmetic).
+
+Legend: B matrices of n x n; ``d`` (B, n) the diagonal and ``e2`` (B, n - 1) the squared magnitudes
+of what is beside it. All entries are scaled so that the largest of a matrix is about 1.
 """
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 
 import torch
@@ -12,31 +20,56 @@ import torch.nn.functional as F
 import triton
 from torch import Tensor
 
-from tempbalance.spectra.eigensolver import tridiagonal
-from tempbalance.spectra.eigensolver.kernels import (
-    column_kernel,
-    panel_kernel,
-    sturm_kernel,
-    whole_kernel,
-)
+from tempbalance.spectra.eigensolver.kernels import reduction_kernel, sturm_kernel
 
 # Columns of a panel.
 PANEL = 16
 # Steps of the Sturm recurrence whose entries are loaded together, and eigenvalues of a program.
 UNROLL = 8
 LANES = 64
-# Matrices smaller than this are not shared among programs: a column is too little work.
-SHARED = 384
+# A column of less than this share of the largest entry is zero: far below rounding, and far above
+# where the squares underflow (a reflector from such a norm would not be orthogonal).
+NEGLIGIBLE = {torch.float32: 2.0**-50, torch.float64: 2.0**-150}
+# Halvings of the Gershgorin interval that leave less than rounding: its width is at most six times
+# the norm.
+STEPS = {torch.float32: 28, torch.float64: 57}
 
 
-def rows(n: int) -> int:
-    """Rows of the buffer for n x n."""
-    return n + 2 * PANEL + 2
+@torch.no_grad()
+def solve(matrices: Tensor) -> Tensor:
+    """Eigenvalues (B, n), ascending, of symmetric matrices (B, n, n), both halves filled.
+
+    The memory besides: a copy of the matrices with 33 rows more each, and vectors.
+    """
+    with torch.cuda.device(matrices.device) if matrices.is_cuda else contextlib.nullcontext():
+        work, factor, finite = load(matrices)
+        values = bisect(*tridiagonalize(work))
+        return (values * factor).masked_fill_(~finite, float("nan"))
+
+
+def load(matrices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The matrices at the head of a buffer (B, n + 2 PANEL + 1, n), scaled to entries near 1.
+
+    With the factors (B, 1) that undo the scaling, powers of two, and a mask (B, 1) of the matrices
+    that are finite; no operation mixes them with the others.
+    """
+    batch, n = matrices.shape[:2]
+    work = matrices.new_empty(batch, n + 2 * PANEL + 1, n)
+    top = torch.maximum(matrices.amax((-2, -1)), -matrices.amin((-2, -1))).double()
+    finite = torch.isfinite(top)
+    # Both the factor and its inverse must be numbers of this precision.
+    limit = 126 if matrices.dtype == torch.float32 else 1000
+    exponent = torch.floor(torch.log2(top)).clamp(-limit, limit)
+    exponent = torch.where(finite & (top > 0), exponent, torch.zeros_like(exponent))
+    scale = torch.exp2(-exponent).to(matrices.dtype)
+    torch.mul(matrices, scale[:, None, None], out=work[:, :n])
+    factor = torch.exp2(exponent) * (top > 0)  # a matrix of zeros has zeros exactly
+    return work, factor.to(matrices.dtype).unsqueeze(-1), finite.unsqueeze(-1)
 
 
 @dataclass(frozen=True)
 class Tiles:
-    """Compile-time sizes of the reduction's kernels for matrices up to ``block``."""
+    """Compile-time sizes of the reduction for matrices up to ``block``."""
 
     block: int
     rows: int
@@ -59,49 +92,24 @@ def tiles(n: int, dtype: torch.dtype) -> Tiles:
 
 
 def options(sizes: Tiles) -> dict[str, int]:
-    """How the reduction's kernels are compiled: nothing is loaded ahead of a barrier."""
+    """How the reduction is compiled: nothing is loaded ahead of a barrier."""
     fixed = {"num_warps": sizes.warps, "num_stages": 1}
     # Two programs of eight warps then fit a multiprocessor.
     return {**fixed, "maxnreg": 128} if sizes.warps == 8 else fixed
 
 
-def parts(batch: int, n: int, device: torch.device) -> int:
-    """Programs that share a matrix; 1: one program does it all in one launch."""
-    if n < SHARED:
-        return 1
-    count = torch.cuda.get_device_properties(device).multi_processor_count
-    return max(1, min(count // batch, triton.cdiv(n, 64)))
-
-
-def solve_alone(work: Tensor) -> Tensor:
-    """``work`` (B, rows(n), n), the matrix in the first n rows, entries near 1, -> (B, n)."""
-    with torch.cuda.device(work.device):
-        return bisect(*tridiagonalize(work))
-
-
-def solve_shared(work: Tensor) -> Tensor:
-    """The same with several programs a matrix: a launch a column."""
-    with torch.cuda.device(work.device):
-        shared = parts(work.shape[0], work.shape[-1], work.device)
-        return bisect(*tridiagonalize(work, max(2, shared)))
-
-
-def tridiagonalize(work: Tensor, shared: int = 1) -> tuple[Tensor, Tensor]:
+def tridiagonalize(work: Tensor) -> tuple[Tensor, Tensor]:
     """Reduce a batch: d (B, n) and e2 (B, n - 1). ``work`` is overwritten."""
     batch, _, n = work.shape
     d = work.new_empty(batch, n)
     e2 = work.new_empty(batch, n - 1)
     sizes = tiles(n, work.dtype)
-    limit = tridiagonal.NEGLIGIBLE[work.dtype]
-    fixed = {"PANEL": PANEL, "BLOCK": sizes.block, "ROWS": sizes.rows, "COLS": sizes.cols,
-             "CHUNK": sizes.chunk, **options(sizes)}  # fmt: skip
-    if shared == 1 and n > 2:
-        whole_kernel[(batch,)](work, d, e2, n, NEGLIGIBLE=limit, **fixed)
-    else:
-        for j in range(n - 2):
-            column_kernel[(batch, shared)](work, d, e2, j, n, NEGLIGIBLE=limit, **fixed)
-            if j % PANEL == PANEL - 1 or j == n - 3:
-                panel_kernel[(batch, shared)](work, j, n, **fixed)
+    if n > 2:
+        reduction_kernel[(batch,)](
+            work, d, e2, n,
+            PANEL=PANEL, BLOCK=sizes.block, ROWS=sizes.rows, COLS=sizes.cols, CHUNK=sizes.chunk,
+            NEGLIGIBLE=NEGLIGIBLE[work.dtype], **options(sizes),
+        )  # fmt: skip
     tail = max(0, n - 2)
     d[:, tail:] = work[:, tail:n, tail:].diagonal(dim1=-2, dim2=-1)
     if n > 1:
@@ -112,14 +120,26 @@ def tridiagonalize(work: Tensor, shared: int = 1) -> tuple[Tensor, Tensor]:
 def bisect(d: Tensor, e2: Tensor) -> Tensor:
     """All eigenvalues of the tridiagonal matrices, ascending: (B, n)."""
     batch, n = d.shape
-    low, high = tridiagonal.bounds(d, e2)
+    low, high = bounds(d, e2)
     half = triton.cdiv(n // 2, UNROLL) * UNROLL
     padding = 2 * half + 1 - n
     out = torch.empty_like(d)
     sturm_kernel[(batch, triton.cdiv(n, LANES))](
         F.pad(d, (0, padding), value=2.0**40),  # above every shift: never counted
         F.pad(e2, (1, padding + 1)), low, high, out, n, half,
-        STEPS=tridiagonal.iterations(d.dtype), LANES=LANES, UNROLL=UNROLL,
-        PIVOT=tridiagonal.least_coupling(d.dtype), num_warps=LANES // 32, num_stages=1,
+        STEPS=STEPS[d.dtype], LANES=LANES, UNROLL=UNROLL,
+        # No pivot is then 0 / 0, and no eigenvalue moves by its rounding.
+        PIVOT=NEGLIGIBLE[d.dtype] ** 2, num_warps=LANES // 32, num_stages=1,
     )  # fmt: skip
     return torch.cummax(out, -1).values
+
+
+def bounds(d: Tensor, e2: Tensor) -> tuple[Tensor, Tensor]:
+    """Gershgorin's interval of each matrix, widened by rounding: two of (B, 1)."""
+    e = F.pad(e2.sqrt(), (1, 1))
+    radius = e[:, 1:] + e[:, :-1]
+    low = (d - radius).amin(-1, keepdim=True)
+    high = (d + radius).amax(-1, keepdim=True)
+    size = torch.maximum(low.abs(), high.abs())
+    margin = size * (4 * torch.finfo(d.dtype).eps) + NEGLIGIBLE[d.dtype]
+    return low - margin, high + margin

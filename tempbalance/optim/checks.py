@@ -1,0 +1,103 @@
+"""Checks: which optimizers and schedules can be balanced, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from numbers import Real
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from tempbalance.optim.groups import parameters_of
+
+
+def innermost(optimizer: Any) -> Optimizer:
+    """The torch optimizer inside wrappers that keep it in ``.optimizer`` (accelerate's).
+
+    Raises:
+        TypeError: if there is none.
+    """
+    while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
+        optimizer = inner
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(f"optimizer must be a torch Optimizer, got {type(optimizer).__name__}")
+    return optimizer
+
+
+def check_optimizer(optimizer: Optimizer, fields: Iterable[str] = ("lr",)) -> None:
+    """Refuse kinds of optimizer that cannot have several groups, and groups without a field.
+
+    Raises:
+        ValueError: naming the kind and the cure.
+    """
+    kinds = {cls.__name__ for cls in type(optimizer).__mro__}
+    if kinds & {"LBFGS", "ZeroRedundancyOptimizer"}:
+        raise ValueError(
+            f"{type(optimizer).__name__} cannot have a learning rate per layer; use SGD, "
+            "AdamW or another optimizer with param groups of its own"
+        )
+    for i, group in enumerate(optimizer.param_groups):
+        for field in fields:
+            value = group.get(field)
+            if isinstance(value, bool) or not isinstance(value, Real | Tensor):
+                what, cure = {
+                    "lr": (
+                        "learning rate",
+                        "Give the optimizer a rate of its own (for Adafactor relative_step=False "
+                        "and lr=...)",
+                    ),
+                }.get(field, (field, "Use an optimizer that has one, such as AdamW"))
+                raise ValueError(
+                    f"param group {group.get('name', i)} of {type(optimizer).__name__} has the "
+                    f"{what} {value!r}: there is nothing to multiply. {cure}"
+                )
+
+
+def check_decay(optimizer: Optimizer) -> None:
+    """Raises ValueError where no group has a weight decay."""
+    if not any(float(group.get("weight_decay") or 0.0) for group in optimizer.param_groups):
+        raise ValueError(
+            f"no param group of {type(optimizer).__name__} has a weight decay: there is nothing to "
+            "multiply. Give the optimizer a weight_decay above 0"
+        )
+
+
+def check_parameters(optimizer: Optimizer, model: Any) -> None:
+    """Refuse an optimizer that holds none of the model's parameters, and what is no model.
+
+    Raises:
+        TypeError, ValueError: with the cure.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    own = {id(p) for p in model.parameters()}
+    if not any(id(p) in own for p in parameters_of(optimizer)):
+        raise ValueError(
+            "the optimizer holds none of this model's parameters: build the optimizer from this "
+            "model (after moving, wrapping or sharding it), and pass both"
+        )
+
+
+def check_clock(clock: Any) -> None:
+    """Raises ValueError for a clock that there is not."""
+    if clock not in ("step", "manual"):
+        raise ValueError(f"clock must be 'step' or 'manual', got {clock!r}")
+
+
+def check_base(optimizer: Optimizer, base: Any) -> None:
+    """Refuse as a base what is no schedule of this optimizer.
+
+    Raises:
+        TypeError, ValueError: with the cure.
+    """
+    if base is None:
+        return
+    if not isinstance(base, LRScheduler):
+        raise TypeError(
+            f"base must be a torch LRScheduler or None, got {type(base).__name__}; for schedules "
+            "of other libraries use tempbalance.StepHooks"
+        )
+    if innermost(getattr(base, "optimizer", optimizer)) is not optimizer:
+        raise ValueError("base is the schedule of another optimizer: build it on this one")
