@@ -21,8 +21,9 @@ from tempbalance.measure.measurement import measure
 from tempbalance.measure.method import check_engine
 from tempbalance.pruning.allocate import LIMIT, allocate
 from tempbalance.pruning.blocks import group_of, in_block, list_and_numbers
+from tempbalance.spectra.by_layer import WindowsLike
 from tempbalance.spectra.powerlaw import Fit, Hill
-from tempbalance.spectra.windows import Farms, Windows
+from tempbalance.spectra.windows import Farms
 
 Center = Literal["mean", "median"]
 Unit = str | Callable[[str], str]
@@ -51,7 +52,7 @@ def sparsities(
     unit: Unit = "block",
     center: Center = "mean",
     fit: Fit | None = None,
-    windows: Windows | None = None,
+    windows: WindowsLike | None = None,
     limit: float = LIMIT,
     progress: Progress | None = None,
 ) -> dict[str, float]:
@@ -116,7 +117,7 @@ def by_depth_and_alpha(
     unit: Unit = "block",
     center: Center = "mean",
     fit: Fit | None = None,
-    windows: Windows | None = None,
+    windows: WindowsLike | None = None,
     limit: float = LIMIT,
     progress: Progress | None = None,
 ) -> dict[str, float]:
@@ -147,7 +148,7 @@ def shuffled(
     unit: Unit = "block",
     center: Center = "mean",
     fit: Fit | None = None,
-    windows: Windows | None = None,
+    windows: WindowsLike | None = None,
     limit: float = LIMIT,
     progress: Progress | None = None,
 ) -> dict[str, float]:
@@ -165,7 +166,7 @@ def reversed(
     unit: Unit = "block",
     center: Center = "mean",
     fit: Fit | None = None,
-    windows: Windows | None = None,
+    windows: WindowsLike | None = None,
     limit: float = LIMIT,
     progress: Progress | None = None,
 ) -> dict[str, float]:
@@ -210,7 +211,7 @@ def _scored(
     unit: Unit,
     center: Center,
     fit: Fit | None,
-    windows: Windows | None,
+    windows: WindowsLike | None,
     progress: Progress | None,
 ) -> tuple[list[list[Matrix]], Tensor]:
     """The units and the alpha of each (U,), NaN where none of its layers has one."""
@@ -236,7 +237,7 @@ def _alphas(
     source: Report | nn.Module,
     layers: Sequence[Matrix],
     fit: Fit | None,
-    windows: Windows | None,
+    windows: WindowsLike | None,
     progress: Progress | None,
 ) -> dict[str, float | None]:
     if isinstance(source, Report):
