@@ -19,6 +19,11 @@ def innermost(optimizer: Any) -> Optimizer:
     Raises:
         TypeError: if there is none.
     """
+    if isinstance(optimizer, LRScheduler):
+        raise TypeError(
+            f"the optimizer comes first, then the model, then the schedule; the first argument is "
+            f"a {type(optimizer).__name__}"
+        )
     while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
         optimizer = inner
     if not isinstance(optimizer, Optimizer):
