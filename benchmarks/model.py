@@ -5,7 +5,8 @@
 
 Windows are counted by the library's own ``Farms.grid`` and shared among the ranks by its own
 algorithm; seconds a window are those measured by ``benchmarks.growth`` where there is a file, and
-rooflines, marked as assumed, where there is none. Writes the tables of docs/benchmarks.md.
+rooflines, marked as assumed, where there is none. ``benchmarks.report`` puts the table into
+docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -238,9 +239,7 @@ def default_rates() -> Rates:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the table and write docs/benchmarks.md."""
-    from benchmarks import report
-
+    """Print the table, what it assumes and what it advises."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.model",
         description=__doc__,
@@ -264,7 +263,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     out.print(table)
     out.print("\n".join(assumptions(a, rates)), highlight=False)
     out.print("\n".join(advice(updates)), highlight=False)
-    out.print(f"written to {report.write()}", highlight=False)
     return 0
 
 

@@ -11,7 +11,6 @@ left out, by name.
 from __future__ import annotations
 
 import argparse
-import inspect
 import itertools
 import statistics
 import sys
@@ -29,20 +28,13 @@ from benchmarks.command import Record, console, no_cuda, parser, progress, threa
 from tempbalance import Farms, TempBalanceLR
 
 TARGET = 0.01
-# Options beyond ``every``, by how often is measured; which of them exist depends on the version.
+# Options beyond ``every``, by how often is measured.
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "epoch": {"": {}},
     "100": {"": {}, "delay=10": {"delay": 10}},
-    "1": {
-        "": {},
-        "delay=1": {"delay": 1},
-        "per_update=1": {"per_update": 1},
-        "moved=0.01": {"moved": 0.01},
-        "max_overhead=0.01": {"max_overhead": 0.01},
-    },
+    "1": {"": {}, "delay=1": {"delay": 1}},
 }
 _SHORT = 5  # steps of a block that measures each step
-_SETTLE = 100  # and where the interval must find its length first
 
 
 class Replica:
@@ -145,22 +137,15 @@ def bench(case: Case, options: argparse.Namespace, step: Callable[[str], None]) 
         for variant, extra in variants.items():
             step(f"{case.name}, measured each {name} {variant}".strip())
             every = steps_of[name]
-            steps = every if every > 1 else _SETTLE if "max_overhead" in extra else _SHORT
+            steps = every if every > 1 else _SHORT
             expected = steps * (one + update / every)
             result = {"every": name, "variant": variant, "steps": steps}
-            missing = [o for o in extra if o not in _accepted()]
-            if missing:
-                result["not_run"] = f"this version has no {missing[0]}"
-            elif expected > options.block_seconds:
+            if expected > options.block_seconds:
                 result["not_run"] = f"a block of {steps:,} steps takes {expected:,.0f} s"
             else:
                 result |= _train(case, uniform, {"every": every, **extra}, steps, options)
             row["trained"].append(result)
     return row
-
-
-def _accepted() -> set[str]:
-    return set(inspect.signature(TempBalanceLR).parameters)
 
 
 def _train(
@@ -171,8 +156,6 @@ def _train(
     balanced = Replica(case, device, {**options, "start": options["every"] // 2})
     assert balanced.scheduler is not None
     balanced.train(min(steps, 2))
-    if "max_overhead" in options:
-        balanced.train(steps)  # the interval finds its length
     before, ticks = balanced.scheduler.balancer.measurements, balanced.scheduler.balancer.tick
     times = compare(
         {"uniform": lambda: uniform.train(steps), "balanced": lambda: balanced.train(steps)},

@@ -28,7 +28,7 @@ from torch import nn
 
 import tempbalance as tb
 from experiments import pictures, provenance, sweep
-from experiments.study_files import RESULTS
+from experiments.study.files import RESULTS
 
 # Aspect ratios cols / rows at a fixed number of entries, so that only the shape differs.
 _RATIOS = (1.0, 0.5, 0.25, 0.125, 0.0625, 0.03125)
@@ -96,7 +96,7 @@ def _alphas(model: nn.Module, windows: tb.Farms | tb.WholeMatrix) -> list[float]
 
 def trained_alphas(overrides: Sequence[str], outputs: str) -> dict[str, Any]:
     """Train with one rate for all layers; both alphas of every layer, before and after."""
-    import lightning.pytorch as pl
+    import pytorch_lightning as pl
     from hydra.utils import instantiate
 
     chosen = [*overrides, "callbacks=none", "logger=none", "threads=1", f"outputs={outputs}"]

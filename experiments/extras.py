@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-PACKAGES = ("lightning", "hydra", "torchmetrics", "torchvision", "rich", "matplotlib", "scipy")
+PACKAGES = (
+    "pytorch_lightning",
+    "hydra",
+    "torchmetrics",
+    "torchvision",
+    "rich",
+    "matplotlib",
+    "scipy",
+)
 
 
 def require(*packages: str) -> None:

@@ -11,11 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import numpy as np
+import pytorch_lightning as pl
 import torch
-from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.utilities import rank_zero_only
+from pytorch_lightning.loggers import CSVLogger
+from pytorch_lightning.utilities import rank_zero_only
 
 
 class ResumableCSVLogger(CSVLogger):
@@ -44,13 +44,15 @@ class ResumableCSVLogger(CSVLogger):
     def rewind(self, step: int) -> None:
         """Take over the earlier attempt's rows up to the end of the epoch at optimizer step `step`.
 
-        Of the rows at that very step only the epoch's own (it has `seconds`): what callbacks log
-        at the start of the next epoch is logged again.
+        Of the rows at that very step those up to the epoch's own (it has `seconds`): what callbacks
+        log at the start of the next epoch is logged again.
         """
+        last = [int(row["step"]) == step and bool(row.get("seconds")) for row in self._earlier]
+        end = last.index(True) + 1 if True in last else 0
         kept = [
             {key: value for key, value in row.items() if value not in ("", None)}
-            for row in self._earlier
-            if int(row["step"]) < step or (int(row["step"]) == step and row.get("seconds"))
+            for place, row in enumerate(self._earlier)
+            if int(row["step"]) < step or (int(row["step"]) == step and place < end)
         ]
         self._earlier = []
         self.experiment.metrics = [*kept, *self.experiment.metrics]
@@ -58,16 +60,18 @@ class ResumableCSVLogger(CSVLogger):
 
 
 @rank_zero_only
-def rewind_alphas(folder: str | Path, step: int) -> None:
-    """Drop the measurements from optimizer step `step` on, which will be taken again."""
+def rewind_alphas(folder: str | Path, step: int, epoch: int) -> None:
+    """Drop the measurements that will be taken again: those after optimizer step `step`, and at
+    that very step those of epoch `epoch`, which starts with it."""
     path = Path(folder) / "tempbalance.csv"
     if not path.is_file():
         return
     with path.open(newline="") as file:
         header, *lines = csv.reader(file)
-    column = header.index("step")
+    at = [header.index(name) for name in ("step", "epoch")]
+    kept = [line for line in lines if tuple(int(line[i]) for i in at) < (step, epoch)]
     with path.open("w", newline="") as file:
-        csv.writer(file).writerows([header, *(line for line in lines if int(line[column]) < step)])
+        csv.writer(file).writerows([header, *kept])
 
 
 class History(pl.Callback):
@@ -104,7 +108,7 @@ class History(pl.Callback):
                 logger.rewind(trainer.global_step)
         folder = trainer.log_dir  # on every rank: it is broadcast
         if folder is not None:
-            rewind_alphas(folder, trainer.global_step)
+            rewind_alphas(folder, trainer.global_step, trainer.current_epoch)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Keep the metrics of the epoch and send them to the loggers."""

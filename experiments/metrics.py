@@ -1,10 +1,13 @@
-"""Errors of predicted fields, one number a sample, and their TorchMetrics accumulators."""
+"""Errors of predicted fields, one number a sample, those of predicted tokens, and their
+TorchMetrics accumulators."""
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
-from torchmetrics import MeanMetric
+from torchmetrics import MeanMetric, Metric
 
 _TINY = 1e-12
 
@@ -40,3 +43,41 @@ class MeanRelativeL2:
     def __call__(self, prediction: Tensor, target: Tensor) -> Tensor:
         """(B, ...) and (B, ...) -> a scalar."""
         return relative_l2(prediction, target).mean()
+
+
+class Perplexity(MeanMetric):
+    """exp of the mean cross entropy, in nats a token, over all tokens seen."""
+
+    def update(self, nats: Tensor, tokens: int) -> None:  # type: ignore[override]
+        """Take the mean of a batch and the number of its tokens."""
+        super().update(nats.detach().double(), tokens)
+
+    def compute(self) -> Tensor:
+        """A perplexity a token: vocabularies do not compare."""
+        return super().compute().exp()
+
+
+class BitsPerByte(Metric):
+    """Cross entropy in bits, over the bytes of text that the tokens stand for.
+
+    Unlike perplexity it compares models of different vocabularies.
+    """
+
+    full_state_update = False
+    nats: Tensor
+    bytes: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        zero = torch.zeros((), dtype=torch.float64)
+        self.add_state("nats", zero.clone(), dist_reduce_fx="sum")
+        self.add_state("bytes", zero.clone(), dist_reduce_fx="sum")
+
+    def update(self, nats: Tensor, tokens: int, count: Tensor) -> None:
+        """Take the mean cross entropy of a batch in nats, its tokens, and their bytes."""
+        self.nats += nats.detach().double() * tokens
+        self.bytes += count
+
+    def compute(self) -> Tensor:
+        """Bits a byte."""
+        return self.nats / (math.log(2) * self.bytes)

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -17,8 +17,7 @@ from rich.color import Color
 from rich.style import Style
 from rich.text import Text
 
-if TYPE_CHECKING:
-    from experiments.report import Report
+from experiments.results import Report
 
 BLOCKS = " ▁▂▃▄▅▆▇█"
 

@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.utilities import rank_zero_only
 
 PACKAGES = (
     "tempbalance",
     "torch",
     "torchvision",
     "numpy",
-    "lightning",
+    "pytorch-lightning",
     "torchmetrics",
     "hydra-core",
     "neuraloperator",

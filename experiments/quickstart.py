@@ -17,7 +17,7 @@ from typing import Any
 from experiments import extras  # noqa: F401  (first: says what to install)
 
 # isort: split
-import lightning.pytorch as pl
+import pytorch_lightning as pl
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -29,7 +29,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from experiments import pictures, report, sweep
+from experiments import pictures, report, results, sweep
 from experiments.train import train
 
 METHODS = {"none": "uniform", "tb": "plain TempBalance", "farms": "FARMS"}
@@ -85,8 +85,8 @@ def run_all(
 
 def show(outputs: Path, folders: Sequence[Path], seeds: Sequence[int], console: Console) -> None:
     """Table and pictures, in the terminal and under `outputs`."""
-    cells, notes = report.load(folders)
-    found = report.summarize(cells, notes)
+    cells, notes = results.load(folders)
+    found = results.summarize(cells, notes)
     table = Table(title="Test accuracy on digits, last epoch; difference: paired, from uniform")
     for name in ("method", "seeds", "mean", "sd", "difference", "95% interval", "measuring"):
         table.add_column(name, justify="left" if name == "method" else "right")
@@ -141,9 +141,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", default=",".join(map(str, SEEDS)))
     parser.add_argument("overrides", nargs="*", help="of the configuration, key=value")
     chosen = parser.parse_args(arguments)
-    for name in ("lightning.pytorch", "lightning.fabric", "tempbalance"):
+    for name in ("pytorch_lightning", "lightning_fabric", "tempbalance"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="lightning")
+    warnings.filterwarnings("ignore", module="(pytorch_)?lightning")
     console = Console()
     seeds = [int(seed) for seed in chosen.seeds.split(",")]
     overrides = [

@@ -26,8 +26,8 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.utilities import rank_zero_only
 
 from experiments.provenance import write_json
 
@@ -45,13 +45,19 @@ _FREE = (
     "rerun",
     "data_root",
     "data.root",
+    "data.cache_dir",
     "trainer.ckpt_path",
     "trainer.default_root_dir",
     "trainer.enable_progress_bar",
     "trainer.enable_model_summary",
     "callbacks.progress",
 )
-_NAMED = ("experiment", "balance", "seed")  # these have a place of their own in the folder's name
+_NAMED = (
+    "experiment",
+    "balance",
+    "decay",
+    "seed",
+)  # these have a place of their own in the folder's name
 _LONGEST = 140  # of a folder's name; file systems stop at 255 bytes
 
 
@@ -99,7 +105,22 @@ def part(whole: int, share: float) -> int:
     return max(1, round(whole * share))
 
 
-for _resolver in (run_label, at_share, by_method, part):
+def times(a: float, b: float) -> int:
+    """The product, rounded."""
+    return round(a * b)
+
+
+def either(value: Any, default: Any) -> Any:
+    """The value, or the default where it is null."""
+    return default if value is None else value
+
+
+def with_decay(method: str, decay: str) -> str:
+    """The name of a method of rates with one of weight decay; that of rates where there is none."""
+    return method if decay == "none" else f"{method}+{decay}"
+
+
+for _resolver in (run_label, at_share, by_method, part, times, either, with_decay):
     OmegaConf.register_new_resolver(_resolver.__name__, _resolver, replace=True)
 OmegaConf.register_new_resolver("is_zero", lambda value: not value, replace=True)
 
@@ -116,7 +137,7 @@ def compose(overrides: Sequence[str], folder: Path | None = None) -> DictConfig:
         cfg = hydra_compose("train", overrides=list(overrides))
     cfg.overrides = list(overrides)
     cfg.folder = str(
-        folder or Path(cfg.outputs) / cfg.name / run_label(cfg.method, cfg.seed, overrides)
+        folder or Path(cfg.outputs) / cfg.name / run_label(cfg.whole_method, cfg.seed, overrides)
     )
     return cfg
 

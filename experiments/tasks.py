@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
-import lightning.pytorch as pl
+import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -23,7 +23,8 @@ class Task(pl.LightningModule):
     """A model with its optimizer and schedule; the subclasses say what a step is.
 
     `schedule` is Lightning's scheduler dictionary whose `scheduler` is a factory that takes the
-    optimizer, or None for a constant rate.
+    optimizer, or None for a constant rate. With `whole_run: true` the factory is also given
+    `total`, the optimizer steps of the run.
     """
 
     def __init__(
@@ -45,15 +46,23 @@ class Task(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Build the optimizer, and the schedule on it, from their factories."""
-        optimizer = self._optimizer(self.parameters())
+        optimizer = self._optimizer(self.parameter_groups())
         factory = self._schedule.get("scheduler")
         if factory is None:
             return optimizer
-        options = {k: v for k, v in self._schedule.items() if k != "scheduler"}
+        options = {k: v for k, v in self._schedule.items() if k not in ("scheduler", "whole_run")}
+        total = {}
+        if self._schedule.get("whole_run"):
+            total = {"total": int(self.trainer.estimated_stepping_batches)}
+        scheduler = factory(optimizer, **total)
         return {
             "optimizer": optimizer,
-            "lr_scheduler": {"interval": "epoch", **options, "scheduler": factory(optimizer)},
+            "lr_scheduler": {"interval": "epoch", **options, "scheduler": scheduler},
         }
+
+    def parameter_groups(self) -> Any:
+        """What the optimizer is built from: all parameters in one group."""
+        return self.parameters()
 
     def _show(self, name: str, value: Tensor | Metric, size: int, bar: bool = False) -> None:
         # The history callback sends one row an epoch to the loggers: no second copy from here.

@@ -20,7 +20,7 @@ from experiments import extras  # noqa: F401  (first: says what to install)
 
 # isort: split
 import hydra
-import lightning.pytorch as pl
+import pytorch_lightning as pl
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -77,7 +77,7 @@ def train(cfg: DictConfig, more: Sequence[pl.Callback] = ()) -> dict[str, Any]:
     measuring = history.measuring
     return {
         "name": cfg.name,
-        "method": cfg.method,
+        "method": cfg.whole_method,
         "seed": cfg.seed,
         "settings": sweep.settings(cfg.overrides),
         "metric": {

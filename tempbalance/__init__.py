@@ -1,6 +1,10 @@
 """Layer-wise learning rates from the spectra of the weights (TempBalance with FARMS)."""
 
-from tempbalance.analysis.report import Report, analyze
+from tempbalance.analysis.analyze import analyze
+from tempbalance.analysis.compare import Comparison, compare
+from tempbalance.analysis.details import Details
+from tempbalance.analysis.ranking import Ranking, rank
+from tempbalance.analysis.report import Report
 from tempbalance.assign import (
     Averaged,
     Clipped,
@@ -38,9 +42,11 @@ __all__ = [
     "Balancer",
     "ByLayer",
     "Clipped",
+    "Comparison",
     "Constant",
     "DepthDecay",
     "DepthLinear",
+    "Details",
     "Farms",
     "Frozen",
     "Hill",
@@ -55,6 +61,7 @@ __all__ = [
     "PerType",
     "Population",
     "RankMap",
+    "Ranking",
     "Report",
     "Reversed",
     "Shuffled",
@@ -65,4 +72,6 @@ __all__ = [
     "TempBalanceLR",
     "WholeMatrix",
     "analyze",
+    "compare",
+    "rank",
 ]

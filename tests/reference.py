@@ -148,6 +148,15 @@ def peak(values: Array, bins: int = 100) -> Law:
     return best(values, near)
 
 
+def peak_released(values: Array, bins: int = 100) -> Law:
+    """The left edge of the bin, and a log10 compared with an eigenvalue."""
+    counts, edges = np.histogram(np.log10(values), bins=bins)
+    mode = 10 ** edges[int(counts.argmax())]
+    low = math.log10(0.95 * mode)
+    near = [i for i in range(len(values) - 1) if low <= values[i] <= 1.5 * mode]
+    return best(values, near)
+
+
 # --- a layer -----------------------------------------------------------------------------------
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-import lightning.pytorch as pl
+import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
 

@@ -54,18 +54,19 @@ def make_loader(
     shuffle_seed: int | None = None,
     num_workers: int = 0,
     world: tuple[int, int] = (1, 0),
+    sampler: DistributedSampler[Any] | None = None,
 ) -> DataLoader[Any]:
     """DataLoader over a data set that reads whole batches.
 
     With `shuffle_seed` the order of epoch e depends on (seed, e) alone: Lightning calls
     `set_epoch` on the sampler, also after a resume. `world` is (number of processes, rank) of a
-    training loader. Without a seed: in order, left to Lightning to spread over processes.
+    training loader. A `sampler` of one's own stands in the place of both. Without any: in order,
+    left to Lightning to spread over processes.
 
     Raises: ValueError for a batch size under 1.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, not {batch_size}")
-    sampler: DistributedSampler[Any] | None = None
     if shuffle_seed is not None:
         # With one replica this is a plain permutation of (seed + epoch); no process group needed.
         sampler = DistributedSampler(

@@ -1,36 +1,28 @@
-"""Report: what :func:`analyze` found in a model, to print, to look up, to export and to draw."""
+"""Report: what ``analyze`` found in a model, to print, to look up, to export and to draw."""
 
 from __future__ import annotations
 
-import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
-from tempbalance.layers.find import Layer, Skipped, find_layers
-from tempbalance.measure.measurement import (
-    DEFAULT_BUDGET,
-    LayerRecord,
-    MeasurementError,
-    Outcome,
-    measure,
-)
-from tempbalance.measure.method import check_engine
-from tempbalance.spectra.by_layer import AnyWindows, WindowsLike, checked_windows, windows_of
-from tempbalance.spectra.powerlaw import Fit, Hill
-from tempbalance.spectra.windows import Farms, WholeMatrix
+from tempbalance.analysis.null import null_alphas
+from tempbalance.analysis.page import fragment, page
+from tempbalance.analysis.text import guessed, left_out, number, outcomes, table
+from tempbalance.layers import Skipped
+from tempbalance.measure.measurement import LayerRecord
+from tempbalance.measure.method import Method
+from tempbalance.words import some
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.figure import Figure
 
-logger = logging.getLogger("tempbalance")
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Report:
     """The layers of a model, measured; ``print(report)`` shows them as a table.
 
@@ -41,6 +33,9 @@ class Report:
     layers: tuple[LayerRecord, ...]
     skipped: tuple[Skipped, ...]
     numel: int  # real numbers in the model, shared ones once
+    notes: tuple[str, ...] = ()  # what was guessed of a network that is known by its file alone
+    method: Method | None = None  # how the layers were measured
+    complex_layers: frozenset[str] = frozenset()  # names of those with complex weights
 
     def __getitem__(self, name: str) -> LayerRecord:
         """The record of a layer by name.
@@ -110,6 +105,7 @@ class Report:
             "weighted_alpha": self.weighted_alpha,
             "mean_alpha": self.mean_alpha,
             "mean_log_norm": self.mean_log_norm,
+            "notes": list(self.notes),
         }
 
     def to_pandas(self) -> pd.DataFrame:
@@ -130,8 +126,22 @@ class Report:
         frame = pd.DataFrame(rows, columns=columns).set_index("name")
         return frame.convert_dtypes()
 
-    def plot(self, path: str | PathLike[str], *, layer: str | None = None) -> None:
-        """Draw to a file: the ESD of one layer, or of the chief ones, and alpha by depth.
+    def level(self) -> dict[str, float]:
+        """By layer, alpha of a random matrix of its shape, measured the same way (two draws)."""
+        if self.method is None:
+            return {}
+        null = null_alphas(self.layers, self.method, draws=2, complex_=self.complex_layers)
+        return {name: each.mean for name, each in null.items()}
+
+    def plot(self, path: str | PathLike[str] | None = None, *, layer: str | None = None) -> Figure:
+        """Draw the ESD of one layer, or alpha by depth and the ESDs of the chief layers.
+
+        Beside alpha by depth stands that of random matrices of the layers' shapes, which are
+        measured for it.
+
+        Args:
+            path: where to write the figure, PNG, PDF or SVG by its suffix. Default: nowhere.
+            layer: the layer whose ESD is drawn alone.
 
         Raises:
             ImportError: without matplotlib.
@@ -140,159 +150,74 @@ class Report:
         """
         from tempbalance.plots.report import plot_report
 
-        record = None if layer is None else self[layer]
-        plot_report(self.layers, self.numel, path, layer=record)
+        if layer is not None:
+            return plot_report(self.layers, self.numel, path, layer=self[layer])
+        return plot_report(self.layers, self.numel, path, level=self.level())
+
+    def to_html(self, path: str | PathLike[str] | None = None, title: str = "Report") -> str:
+        """The report as one page that needs no network: picture, sortable table, what was left out.
+
+        Without matplotlib there is no picture.
+
+        Args:
+            path: where to write it. Default: nowhere.
+            title: its heading.
+        """
+        level = self.level()
+        picture = self._picture(level)
+        text = page(title, self.summary(), self.remarks(), self.layers, picture, level)
+        if path is not None:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            Path(path).write_text(text, encoding="utf-8")
+        return text
+
+    def _picture(self, level: Mapping[str, float]) -> str:
+        if not self.measured:
+            return ""
+        try:
+            from tempbalance.plots.report import plot_report
+            from tempbalance.plots.style import svg
+
+            return svg(plot_report(self.layers, self.numel, level=level))
+        except ImportError:
+            return ""
+
+    def summary(self) -> list[str]:
+        """A line on what was measured, and one with the means over layers."""
+        lines = [
+            f"{len(self.measured)} of {len(self.layers)} layers measured, "
+            f"{self.coverage:.1%} of {self.numel:,} parameters"
+        ]
+        if self.mean_alpha is not None:
+            means = (self.mean_alpha, self.weighted_alpha, self.mean_log_norm)
+            names = ("mean alpha", "weighted alpha", "mean log norm")
+            lines.append(", ".join(f"{n} {number(m)}" for n, m in zip(names, means, strict=True)))
+        trapped = [layer for layer in self.layers if layer.traps]
+        if trapped:
+            lines.append(f"{len(trapped)} with traps: {some([layer.name for layer in trapped])}")
+        return lines
+
+    def remarks(self) -> list[str]:
+        """What was guessed, what is not measured and why, each thing once."""
+        return [
+            *outcomes(self.layers),
+            *guessed(self.layers),
+            *left_out(self.skipped),
+            *self.notes,
+        ]
+
+    def __repr__(self) -> str:
+        mean = "" if self.mean_alpha is None else f", mean alpha {self.mean_alpha:.3f}"
+        return f"Report({self.summary()[0]}{mean})"
+
+    def _repr_html_(self) -> str:
+        return fragment(self.summary(), self.remarks(), self.layers)
 
     def __str__(self) -> str:
-        return "\n".join(_table(self))
-
-
-def analyze(
-    model: nn.Module,
-    *,
-    windows: WindowsLike = Farms(),
-    fit: Fit = Hill(),
-    min_eigs: int = 10,
-    fused: Mapping[str, int | tuple[int, ...]] | None = None,
-    strict: bool = False,
-    budget: int = DEFAULT_BUDGET,
-    progress: Callable[[float], None] | None = None,
-) -> Report:
-    """Measure how heavy-tailed the spectrum of every layer of a model is.
-
-    Works on the device where the weights are, changes nothing, needs no data. Alpha and its fit are
-    those of the windows; norms, stable rank and alpha_hat are those of the weight itself, which is
-    measured a second time for them, unless it is its own only window. Where its Gram matrix then
-    needs more than the budget (above 8192 rows and columns at the default) they are ``None``.
-
-    Args:
-        model: any ``nn.Module``; compiled, DDP- and FSDP2-wrapped ones too (under FSDP2 every
-            rank must call). Frozen layers are measured as well.
-        windows: which submatrices are measured, ``Farms()``, or ``WholeMatrix()`` for
-            the plain method; or by the first pattern that a layer's name or type matches:
-            ``{"Linear": WholeMatrix(), "*": Farms()}``.
-        fit: the power-law fit, ``Hill()``, ``KSFit()`` or ``PeakFit()``.
-        min_eigs: layers with fewer eigenvalues get no alpha.
-        fused: projections that share one weight, by name pattern: ``{"*.qkv": 3}``.
-        strict: raise for the first layer that is not measured in full, instead of recording it.
-        budget: extra memory in bytes (default 1 GiB); what a single window needs beyond it is
-            taken all the same, with a message in the log.
-        progress: called with the share of the work (0 to 1) that was just done.
-
-    Raises:
-        MeasurementError: with ``strict``, naming the layer, its shape and the cure.
-        TypeError: if ``model`` is not a module, or windows or fit are not objects of their kind.
-        ValueError: for ``min_eigs`` below 2, a ``fused`` pattern that matches nothing, or a
-            layer that no pattern of ``windows`` matches.
-
-    >>> report = analyze(nn.Linear(256, 64))
-    >>> 1.5 < report.layers[0].alpha < 3
-    True
-    """
-    if not isinstance(model, nn.Module):
-        raise TypeError(
-            f"analyze needs a torch.nn.Module, got {type(model).__name__}; to measure a state "
-            "dict, load it into a model first (or use the command line: tempbalance analyze)"
-        )
-    check_engine(windows, fit, budget)
-    if min_eigs < 2:
-        raise ValueError(f"min_eigs must be at least 2, got {min_eigs!r}")
-    found = find_layers(model, fused)
-    # Where the only window is the slice itself, its norms come with the first measurement.
-    chosen = checked_windows(windows, found.layers)
-    others = [x for x in found.layers if not _is_whole(chosen, x)]
-    # A Gram matrix of the whole slice and the solver's copy of it, complex as they may be.
-    again = [x for x in others if 16 * min(x.shape[1:]) ** 2 <= budget]
-    ticks = _half(progress) if again and progress is not None else progress
-    common: dict[str, Any] = {"min_eigs": min_eigs, "budget": budget, "progress": ticks}
-    records = measure(found.layers, windows=chosen, fit=fit, keep_spectra=True, **common)
-    of_weight = {r.name: r for r in measure(again, windows=WholeMatrix(), **common)}
-    windowed = {x.name for x in others}
-    records = [r.with_norms_of(of_weight.get(r.name)) if r.name in windowed else r for r in records]
-    if len(again) < len(others):
-        logger.info(
-            "norms of %d of %d layers are left out: their whole weights need more than the budget "
-            "of %d MiB",
-            *(len(others) - len(again), len(records), budget >> 20),
-        )
-    report = Report(tuple(records), found.skipped, found.numel)
-    if strict:
-        _raise_first(report)
-    return report
-
-
-def _is_whole(windows: AnyWindows, layer: Layer) -> bool:
-    """Whether the windows of a layer are its slices, each once."""
-    _, rows, cols = layer.shape
-    grid = windows_of(windows, layer).grid(rows, cols)
-    return grid.positions == 1 and grid.height * grid.width == rows * cols
-
-
-def _half(progress: Callable[[float], None]) -> Callable[[float], None]:
-    return lambda share: progress(share / 2)
-
-
-def _raise_first(report: Report) -> None:
-    bad = [layer for layer in report.layers if layer.outcome is not Outcome.OK]
-    if bad:
-        more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
-        raise MeasurementError(bad[0].message + more)
-    if not report.layers:
-        reasons = "; ".join(f"{s.name}: {s.reason}" for s in report.skipped[:3])
-        raise MeasurementError(
-            "the model has no weight matrix to measure" + (f" ({reasons})" if reasons else "")
-        )
+        lines = [*table(self.layers), "", *self.summary()]
+        return "\n".join([*lines, *(f"  {line}" for line in self.remarks())])
 
 
 def _mean(values: list[float | None]) -> float | None:
     numbers = [v for v in values if v is not None]
     return math.fsum(numbers) / len(numbers) if numbers else None
-
-
-def _table(report: Report) -> Iterator[str]:
-    if not report.layers:
-        yield "No layers: the model has no weight matrix to measure."
-    else:
-        width = max(5, *(len(layer.name) for layer in report.layers))
-        yield (
-            f"{'layer':<{width}}  {'slices x rows x cols':>20}  {'alpha':>7}  {'D':>6}  "
-            f"{'eigs':>7}  {'spectral norm':>13}  {'stable rank':>11}  outcome"
-        )
-        for layer in report.layers:
-            shape = " x ".join(map(str, layer.shape))
-            yield (
-                f"{layer.name:<{width}}  {shape:>20}  {_number(layer.alpha, 7, 3)}  "
-                f"{_number(layer.D, 6, 3)}  {layer.n_eigs:>7}  "
-                f"{_number(layer.spectral_norm, 13, 4)}  {_number(layer.stable_rank, 11, 2)}  "
-                f"{layer.outcome.value}"
-            )
-    yield ""
-    yield (
-        f"{len(report.measured)} of {len(report.layers)} layers measured, "
-        f"{report.coverage:.1%} of {report.numel:,} parameters"
-    )
-    if report.mean_alpha is not None:
-        yield (
-            f"mean alpha {report.mean_alpha:.3f}, weighted alpha {report.weighted_alpha:.3f}, "
-            f"mean log norm {report.mean_log_norm:.3f}"
-        )
-    for layer in report.layers:
-        if layer.outcome is not Outcome.OK:
-            yield f"  {layer.message}"
-    notes: dict[str, list[LayerRecord]] = {}
-    for layer in report.layers:
-        if layer.note:
-            notes.setdefault(layer.note, []).append(layer)
-    for note, noted in notes.items():
-        names = ", ".join(x.name for x in noted[:3]) + (", ..." if len(noted) > 3 else "")
-        yield f"  {sum(x.numel for x in noted):,} parameters {note} ({names})"
-    reasons: dict[str, list[Skipped]] = {}
-    for skipped in report.skipped:
-        reasons.setdefault(skipped.reason, []).append(skipped)
-    for reason, some in reasons.items():
-        names = ", ".join(s.name for s in some[:3]) + (", ..." if len(some) > 3 else "")
-        yield f"  not measured, {sum(s.numel for s in some):,} parameters: {reason} ({names})"
-
-
-def _number(value: float | None, width: int, digits: int) -> str:
-    return f"{'-':>{width}}" if value is None else f"{value:>{width}.{digits}f}"

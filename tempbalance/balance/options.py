@@ -20,6 +20,7 @@ import torch.distributed as dist
 
 from tempbalance.assign import Assignment, Clipped, LinearMap, check_assignment
 from tempbalance.balance.units import Unit
+from tempbalance.layers import Fused
 from tempbalance.measure import DEFAULT_BUDGET
 from tempbalance.measure.method import check_engine
 from tempbalance.spectra.by_layer import WindowsLike, checked_windows
@@ -61,7 +62,8 @@ class Options:
         normalize: divide by the mean multiplier over parameters, so that only the spread is left.
         ramp: ticks over which new multipliers are approached, linearly.
         clip: clip alphas to so many robust standard deviations around the median.
-        fused: projections that share one weight, by name pattern: ``{"*.qkv": 3}``.
+        fused: projections that share one weight, by name pattern: ``{"*.kv": 2}``; a ``qkv`` is
+            found by itself, and ``False`` leaves all whole.
         budget: extra memory of a measurement, in bytes.
         process_group: ranks that share the work. Default: those of a model wrapped in DDP, all of
             them for one with sharded parameters (FSDP2), else none.
@@ -92,7 +94,7 @@ class Options:
     normalize: bool = False
     ramp: int = 0
     clip: float | None = None
-    fused: Mapping[str, int | tuple[int, ...]] | None = None
+    fused: Fused | Literal[False] | None = None
     budget: int = DEFAULT_BUDGET
     process_group: dist.ProcessGroup | None = None
     delay: int = 0
@@ -154,7 +156,7 @@ class GivenRest(TypedDict, total=False):
     normalize: bool
     ramp: int
     clip: float | None
-    fused: Mapping[str, int | tuple[int, ...]] | None
+    fused: Fused | Literal[False] | None
     budget: int
     process_group: dist.ProcessGroup | None
     delay: int

@@ -21,6 +21,7 @@ from tempbalance.balance.messages import Messages
 from tempbalance.balance.options import Given, Options, checked, with_options
 from tempbalance.balance.pending import Pending
 from tempbalance.balance.shared import Shared
+from tempbalance.balance.state import VERSION, check_layers, check_version
 from tempbalance.layers import Host, Layer, Layers, find_layers
 from tempbalance.measure import LayerRecord
 from tempbalance.measure.attempt import Result, attempt
@@ -29,9 +30,7 @@ from tempbalance.measure.ranks import found_group, sharded, side_group
 from tempbalance.measure.snapshot import attempt_later
 from tempbalance.measure.twins import theory_marks
 from tempbalance.spectra.by_layer import checked_windows
-from tempbalance.words import some
 
-VERSION = 2
 # Seconds of waiting for a measurement in the background that are worth a word.
 _LONG = 0.1
 
@@ -100,7 +99,9 @@ class Tracker:
         apart = [host for host, _ in fixed]
         self.layers = select.balanced(self.found, self.options, among, apart)
         checked_windows(self.options.windows, self.layers)
-        self.hosts = (*self.found.hosts, *apart)  # the last that names a parameter has it
+        # The last that names a parameter has it; a layer's own host has its norms too.
+        layers = {layer.name for layer in self.found.layers}
+        self.hosts = (*self.found.hosts, *(host for host in apart if host.name not in layers))
         for pattern in select.unmatched(self.found, self.options):
             self._messages.once(f"TempBalance: exclude={pattern!r} matches no layer")
         group = self.options.process_group or found_group(self._model, self.found)
@@ -363,8 +364,8 @@ class Tracker:
             ValueError: if the state is of other layers, naming what differs, or of another
                 release. Other options than those of the run that saved it hold from now on.
         """
-        _check_version(state)
-        _check_layers(state["layers"], self.layers)
+        check_version(state)
+        check_layers(state["layers"], self.layers)
         self.cancel()
         self._tick = int(state["tick"])
         self._measurements = int(state["measurements"])
@@ -373,38 +374,3 @@ class Tracker:
         pending = state["pending"]
         self._pending = None if pending is None else Pending.from_plain(pending)
         self.records = {}
-
-
-def _check_version(state: Mapping[str, Any]) -> None:
-    if state.get("version") != VERSION:
-        raise ValueError(
-            f"this balancer state has version {state.get('version')!r}; this release of "
-            f"tempbalance reads version {VERSION}. Go on with the release that saved it, or load "
-            "the states of model, optimizer and schedule alone: the model is then measured anew"
-        )
-
-
-def _check_layers(saved: Mapping[str, Any], layers: Sequence[Layer]) -> None:
-    """Raises ValueError if the saved layers (shapes by name) are not these, naming them."""
-    here = {layer.name: list(layer.shape) for layer in layers}
-    changed = [
-        f"{n} ({saved[n]} in the checkpoint, {here[n]} here)"
-        for n in here
-        if n in saved and list(saved[n]) != here[n]
-    ]
-    differences = [
-        f"{what}: {some(names)}"
-        for what, names in (
-            ("only in the checkpoint", [name for name in saved if name not in here]),
-            ("only in this model", [name for name in here if name not in saved]),
-            ("of another shape", changed),
-        )
-        if names
-    ]
-    if differences:
-        raise ValueError(
-            "the checkpoint balances other layers than this model. "
-            + "; ".join(differences)
-            + ". Build the same model, with the same skip_first, skip_last, min_eigs, exclude, "
-            "fixed and fused, and put the same parameters into the optimizer."
-        )

@@ -18,10 +18,13 @@ from tempbalance.spectra.powerlaw import Fit, Hill, KSFit, PeakFit
 from tempbalance.spectra.windows import Farms, WholeMatrix, Windows
 
 CHECKPOINT = (
-    "a state dict, a checkpoint that holds one (Lightning's too), a safetensors file, or the "
-    "folder that save_pretrained wrote; "
-    "no code in it is run"
+    "a state dict, a checkpoint that holds one (Lightning's, timm's), a safetensors or GGUF file, "
+    "the folder that save_pretrained wrote, or a quoted pattern of the files of one model; no code "
+    "in it is run"
 )
+
+
+PICTURES = (".png", ".pdf", ".svg")
 
 
 class UsageError(ValueError):
@@ -32,8 +35,9 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     """Which model the weights belong to."""
     group = parser.add_argument_group("model")
     group.add_argument(
-        "--model", required=True, metavar="PACKAGE.MODULE:FACTORY",
-        help="what makes the model that the weights belong to: installed, or below this folder",
+        "--model", metavar="PACKAGE.MODULE:FACTORY",
+        help="what makes the model that the weights belong to: installed, or below this folder "
+        "(default: tell the layers from names and shapes)",
     )  # fmt: skip
     group.add_argument(
         "--model-arg", action="append", default=[], metavar="NAME=VALUE",
@@ -87,7 +91,10 @@ def add_output(parser: argparse.ArgumentParser, what: str, sorts: Sequence[str])
         "--json", nargs="?", const="-", metavar="FILE",
         help="write JSON to a file, or instead of the table to stdout; a checkpoint goes before it",
     )  # fmt: skip
-    group.add_argument("--plot", metavar="DIR", help=f"draw {what} into this folder")
+    group.add_argument(
+        "--plot", metavar="DIR_OR_FILE",
+        help=f"draw {what} into this folder, or this .png, .pdf or .svg file",
+    )  # fmt: skip
 
 
 _FITS: dict[str, Callable[[], Fit]] = {"hill": Hill, "ks": KSFit, "peak": PeakFit}
@@ -193,12 +200,26 @@ def check_output(options: argparse.Namespace) -> None:
             import matplotlib  # noqa: F401
         except ImportError as error:
             raise UsageError("--plot needs matplotlib: pip install 'tempbalance[plot]'") from error
-        Path(options.plot).mkdir(parents=True, exist_ok=True)
-    if options.json not in (None, "-"):
-        target = Path(options.json)
+        target = Path(options.plot)
+        (target.parent if target.suffix else target).mkdir(parents=True, exist_ok=True)
+        if target.suffix and not target.is_dir() and target.suffix.lower() not in PICTURES:
+            raise UsageError(
+                f"--plot {target}: no picture ends in {target.suffix}; name a .png, .pdf or .svg "
+                "file, or a folder"
+            )
+    check_files(options)
+
+
+def check_files(options: argparse.Namespace) -> None:
+    """The same for files alone, and for the memory."""
+    for name in ("json", "html"):
+        given = getattr(options, name, None)
+        if given in (None, "-"):
+            continue
+        target = Path(given)
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.is_dir() or not os.access(target if target.exists() else target.parent, os.W_OK):
-            raise UsageError(f"--json {options.json}: this cannot be written")
+            raise UsageError(f"--{name} {given}: this cannot be written")
     if options.memory is not None and options.memory < 1:
         raise UsageError(f"--memory must be at least 1 MiB, got {options.memory}")
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
+from tempbalance.analysis.compare import Change, Comparison
 from tempbalance.analysis.report import Report
+from tempbalance.analysis.text import outcomes
 from tempbalance.measure.measurement import LayerRecord, Outcome
 
 if TYPE_CHECKING:
@@ -18,7 +21,7 @@ _ABSENT = "-"
 def print_report(report: Report, sort: str = "depth") -> None:
     """The layers of a report, with its summary, on stdout; ``sort`` by depth, name or alpha."""
     console = _terminal()
-    ordered = Report(tuple(_sorted(report, sort)), report.skipped, report.numel)
+    ordered = replace(report, layers=tuple(_sorted(report, sort)))
     if console is None or not report.layers:
         sys.stdout.write(f"{ordered}\n")
         return
@@ -49,51 +52,26 @@ def print_report(report: Report, sort: str = "depth") -> None:
     console.print("\n" + str(report).partition("\n\n")[2], markup=False, highlight=False)
 
 
-def compare_rows(a: Report, b: Report) -> list[dict[str, Any]]:
-    """A row a layer of either report, in definition order: alpha in both and the difference."""
-    first = {layer.name: layer for layer in a.layers}
-    second = {layer.name: layer for layer in b.layers}
-    rows: list[dict[str, Any]] = []
-    for name in list(dict.fromkeys([*first, *second])):
-        old = first[name].alpha if name in first else None
-        new = second[name].alpha if name in second else None
-        rows.append(
-            {
-                "name": name,
-                "shape": list((first.get(name) or second[name]).shape),
-                "before": old,
-                "after": new,
-                "difference": None if old is None or new is None else new - old,
-            }
-        )
-    return rows
-
-
-def print_comparison(a: Report, b: Report, rows: list[dict[str, Any]], sort: str) -> None:
-    """The rows of :func:`compare_rows` on stdout, by depth, name, alpha (after) or change."""
-    rows = _sorted_rows(rows, sort)
+def print_comparison(result: Comparison, sort: str) -> None:
+    """The layers of a comparison on stdout, by depth, name, alpha (after) or change."""
+    rows = _sorted_changes(result.layers, sort)
     lines = [
         (
-            row["name"],
-            " x ".join(map(str, row["shape"])),
-            _number(row["before"], 3),
-            _number(row["after"], 3),
-            _signed(row["difference"]),
+            row.name,
+            " x ".join(map(str, row.shape)),
+            _number(row.before, 3),
+            _number(row.after, 3),
+            _signed(row.difference),
+            _ABSENT if row.units is None else f"{row.units:+.1f}",
+            _number(row.norm_ratio, 3),
         )
         for row in rows
     ]
-    titles = ("layer", "slices x rows x cols", "before", "after", "difference")
-    both = [row["difference"] for row in rows if row["difference"] is not None]
-    summary = [f"{len(both)} layer{'s' * (len(both) != 1)} measured in both"]
-    for title, old, new in (
-        ("mean alpha", a.mean_alpha, b.mean_alpha),
-        ("weighted alpha", a.weighted_alpha, b.weighted_alpha),
-        ("mean log norm", a.mean_log_norm, b.mean_log_norm),
-    ):
-        if old is not None and new is not None:
-            summary.append(f"{title} {old:.3f} -> {new:.3f} ({_signed(new - old)})")
-    for report, side in ((a, "before"), (b, "after")):
-        summary += [f"{side}: {layer.message}" for layer in report.failed]
+    titles = ("layer", "slices x rows x cols", "before", "after", "difference", "units", "norm x")
+    summary = result.summary()
+    for report, side in ((result.a, "before"), (result.b, "after")):
+        summary += [f"{side}: {line}" for line in outcomes(report.failed)]
+    summary.append("units: of the standard deviation of the difference between two random matrices")
     console = _terminal()
     if console is None:
         sys.stdout.write(_plain(titles, lines) + "\n" + "\n".join(summary) + "\n")
@@ -105,8 +83,10 @@ def print_comparison(a: Report, b: Report, rows: list[dict[str, Any]], sort: str
     for i, title in enumerate(titles):
         table.add_column(title, justify="right" if i else "left", overflow="fold")
     for line, row in zip(lines, rows, strict=True):
-        color = _color(row["difference"])
-        table.add_row(escape(line[0]), *line[1:4], f"[{color}]{line[4]}[/]")
+        color = _color(row.units)
+        table.add_row(
+            escape(line[0]), *line[1:4], *(f"[{color}]{x}[/]" for x in line[4:6]), line[6]
+        )
     console.print(table)
     console.print("\n" + "\n".join(summary), markup=False, highlight=False)
 
@@ -130,14 +110,14 @@ def _sorted(report: Report, sort: str) -> list[LayerRecord]:
     return list(report.layers)
 
 
-def _sorted_rows(rows: list[dict[str, Any]], sort: str) -> list[dict[str, Any]]:
+def _sorted_changes(rows: Sequence[Change], sort: str) -> list[Change]:
     if sort == "name":
-        return sorted(rows, key=lambda row: row["name"])
+        return sorted(rows, key=lambda row: row.name)
     if sort == "alpha":
-        return sorted(rows, key=lambda row: (row["after"] is None, row["after"] or 0.0))
+        return sorted(rows, key=lambda row: (row.after is None, row.after or 0.0))
     if sort == "change":  # the largest first
-        return sorted(rows, key=lambda row: -abs(row["difference"] or 0.0))
-    return rows
+        return sorted(rows, key=lambda row: -abs(row.difference or 0.0))
+    return list(rows)
 
 
 def _plain(titles: tuple[str, ...], lines: Sequence[tuple[str, ...]]) -> str:
@@ -163,8 +143,8 @@ def _signed(value: float | None) -> str:
     return _ABSENT if value is None else f"{value:+.3f}"
 
 
-def _color(difference: float | None) -> str:
-    """Heavier tails (a lower alpha) and lighter ones; small changes stay plain."""
-    if difference is None or abs(difference) < 0.005:
+def _color(units: float | None) -> str:
+    """Heavier tails (a lower alpha) and lighter ones; what may be noise stays plain."""
+    if units is None or abs(units) < 3:
         return "dim"
-    return "cyan" if difference < 0 else "magenta"
+    return "cyan" if units < 0 else "magenta"

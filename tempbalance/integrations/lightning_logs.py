@@ -157,8 +157,9 @@ class RunLog:
             under += [name for name in marks[1] if name in settled]
         if over:
             logger.warning(
-                "TempBalance: alpha has fallen under 2 and under that of a random matrix, the mark "
-                "of over-training, in %s. Stop earlier, or regularize these layers more.",
+                "TempBalance: alpha lies under 2 and under that of a random matrix of the shape in "
+                "%s. Theory calls this over-training, others found it in networks that do well: "
+                "held-out data decide.",
                 some(over),
             )
         if under:

@@ -109,6 +109,8 @@ def followers(
         weights: names of the weights; several where one is cut into parts.
         measured: places of those that are measured.
     """
+    if not measured:
+        return {}
     known, first = set(weights), dict[str, int]()
     for i in measured:
         first.setdefault(weights[i], i)
@@ -117,7 +119,7 @@ def followers(
         if role(module, path.rpartition(".")[2]) in (Role.TOKEN, Role.POSITION, Role.TABLE):
             continue
         weight = next((name for name in _weights_of_bias(path) if name in known), None)
-        place = first.get(weight) if weight else next(iter(measured), None)
+        place = first.get(weight) if weight else measured[0]
         if place is not None:
             found.setdefault(place, []).append(path)
     return found

@@ -22,7 +22,7 @@ from tempbalance.spectra.batches import Task
 from tempbalance.spectra.by_layer import windows_of
 from tempbalance.spectra.cpu import pinned
 from tempbalance.spectra.spectrum import needs_float64, spectra, spectra_float64
-from tempbalance.spectra.table import COLUMNS, DOUBT, SCALE, TOTAL, table, tail_ends
+from tempbalance.spectra.table import COLUMNS, DOUBT, SCALE, TOTAL, lowest_read, table
 
 Values = npt.NDArray[np.float64]
 
@@ -204,8 +204,13 @@ class Engine:
         if not doubtful:
             return
         masks = [
-            needs_float64(e.double(), tail_ends(e, self.method.fit, part.pooled[i]))
-            for i, e in ((i, part.eigenvalues[i]) for i in doubtful)
+            needs_float64(
+                part.eigenvalues[i].double(),
+                lowest_read(
+                    part.eigenvalues[i], part.tasks[i].scale, self.method.fit, part.pooled[i]
+                ),
+            )
+            for i in doubtful
         ]
         # One transfer for all of them: which windows they are decides what is computed.
         flat = torch.cat([mask.flatten() for mask in masks]).cpu()

@@ -117,6 +117,10 @@ class LayerRecord:
     alpha_hat: float | None = None  # alpha * log10 of the largest eigenvalue
     log_norm: float | None = None  # log10 of the sum of the eigenvalues
     note: str | None = None  # what else there is to know: that the weight's form was guessed
+    traps: int | None = None  # shuffled eigenvalues beyond the random edge, if asked for
+    trap_units: float | None = None  # the largest of them above it, in Tracy-Widom units
+    largest_entry: float | None = None  # |entry - mean| over the standard deviation, the largest
+    kurtosis: float | None = None  # of the entries, in excess of a Gaussian's
     eigenvalues: npt.NDArray[np.float64] | None = field(default=None, repr=False, compare=False)
 
     def with_norms_of(self, weight: LayerRecord | None) -> LayerRecord:

@@ -64,7 +64,7 @@ class Scaled:
         return found
 
     def take(self) -> None:
-        """Take the groups' values as they stand as the base values."""
+        """Take the values as they stand in the groups as the base values."""
         self.base = [_copy(group[self.field]) for group in self.optimizer.param_groups]
         self.factors = [1.0] * len(self.base)
         self._wrote(self.base)
@@ -200,11 +200,11 @@ class Scaled:
         self._source = [self._source[i] for i in left if i < len(self._source)]
 
     def copied(self) -> list[Value]:
-        """The base rates, tensors copied, for a checkpoint."""
+        """The base values, tensors copied, for a checkpoint."""
         return [_copy(rate) for rate in self.base]
 
     def current(self) -> list[Value]:
-        """The rates in the groups now, tensors copied."""
+        """The values in the groups now, tensors copied."""
         return [_copy(group[self.field]) for group in self.optimizer.param_groups]
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 
 def innermost(optimizer: Any) -> Optimizer:
@@ -20,6 +21,11 @@ def innermost(optimizer: Any) -> Optimizer:
         TypeError: if there is none.
         ValueError: if there are several.
     """
+    if isinstance(optimizer, LRScheduler):
+        raise TypeError(
+            "the optimizer comes first, then the model, then the schedule; the first argument is "
+            f"a {type(optimizer).__name__}"
+        )
     while (inner := _inner(optimizer)) is not None:
         optimizer = inner
     if not isinstance(optimizer, Optimizer):
@@ -40,6 +46,8 @@ def _inner(wrapper: Any) -> Optimizer | None:
     """The one optimizer that an object holds in its attributes, under whatever name."""
     held = list(_held(getattr(wrapper, "__dict__", {}).values()))
     found = {id(one): one for one in held if one is not wrapper}
+    if len(found) > 1 and "param_groups" in vars(wrapper):
+        return None  # it has groups of its own, and hands them on
     if len(found) > 1:
         names = " and ".join(type(one).__name__ for one in found.values())
         raise ValueError(

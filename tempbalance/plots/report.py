@@ -1,18 +1,36 @@
-"""Pictures of a report: the spectrum of a layer, alpha by depth, and two reports side by side.
-
-matplotlib is imported only when something is drawn, and its global state is never touched: every
-figure is an object with a canvas of its own.
-"""
+"""Pictures of a report: the spectrum of a layer, alpha by depth, and two reports side by side."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
+
+from tempbalance.plots.labels import labels as labels_of
+from tempbalance.plots.style import (
+    AFTER,
+    BEFORE,
+    COLORS,
+    DATA,
+    DECADES_BELOW,
+    FIT,
+    GREY,
+    LEFT_OUT,
+    NAMED,
+    cycle,
+    histogram,
+    legend_outside,
+    log_log,
+    marker_size,
+    new_figure,
+    save,
+    shorten,
+    tag,
+    width_for,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,36 +38,25 @@ if TYPE_CHECKING:
 
     from tempbalance.measure.measurement import LayerRecord
 
-# Colour-blind safe (Okabe and Ito 2008); black and grey are left for what is not data.
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F6000")
-_FIT, _GREY = "#D55E00", "#6E6E6E"
-_BEFORE, _AFTER = "#56B4E9", "#D55E00"
-_DPI = 150
-# Share of an axes' height for the data; above is the legend, which then hides nothing.
-_DATA = 0.76
-# Up to so many layers are named below the axis; beyond, only their number in the depth fits.
-_NAMED = 48
-# A spectrum is drawn down to this share of its tail's lower end, and without this share of its
-# smallest eigenvalues: a few lone bars far to the left would press the rest together.
-_DECADES_BELOW = 1e-4
-_LEFT_OUT = 0.01
-
 
 def plot_report(
     layers: Sequence[LayerRecord],
     numel: int,
-    path: str | PathLike[str],
+    path: str | PathLike[str] | None = None,
     *,
     layer: LayerRecord | None = None,
-) -> None:
-    """Draw to a file: one layer's ESD, or alpha by depth above the ESDs of the chief layers.
+    level: Mapping[str, float] | None = None,
+) -> Figure:
+    """Draw one layer's ESD, or alpha by depth above the ESDs of the chief layers.
 
     The chief layers are those of the smallest, the median and the largest alpha.
 
     Args:
         layers: the records of a report.
         numel: parameters of the model.
+        path: where to write the figure: PNG, PDF or SVG by its suffix. Default: nowhere.
         layer: draw the ESD of this one alone.
+        level: by layer, alpha of a random matrix of its shape, drawn beside its own.
 
     Raises:
         ImportError: without matplotlib.
@@ -58,31 +65,30 @@ def plot_report(
     if layer is not None:
         if layer.eigenvalues is None or not len(layer.eigenvalues):
             raise ValueError(f"no spectrum to draw: {layer.message}")
-        figure = _figure(7.0, 5.0)
+        figure = new_figure(7.0, 5.0)
         _esd(figure.add_subplot(), layer)
-        _save(figure, path)
-        return
+        return save(figure, path)
     measured = _measured(layers)
     if not measured:
         why = layers[0].message if layers else "the model has no weight matrix"
         raise ValueError(f"no layer has an alpha to draw: {why}")
     chief = _chief(measured)
-    count = len(layers)
-    figure = _figure(_width(count), 9.0)
+    figure = new_figure(width_for(len(layers)), 9.0)
     grid = figure.add_gridspec(2, max(len(chief), 1), height_ratios=(1.15, 1.0))
-    _depth(figure.add_subplot(grid[0, :]), layers, numel, chief)
+    _depth(figure.add_subplot(grid[0, :]), layers, numel, chief, level or {})
     drawable = [r for r in chief if r.eigenvalues is not None and len(r.eigenvalues)]
     for i, record in enumerate(drawable):
         _esd(figure.add_subplot(grid[1, i]), record, chr(ord("A") + chief.index(record)))
-    _save(figure, path)
+    return save(figure, path)
 
 
 def plot_compare(
     a: Sequence[LayerRecord],
     b: Sequence[LayerRecord],
-    path: str | PathLike[str],
+    path: str | PathLike[str] | None = None,
     labels: tuple[str, str] = ("before", "after"),
-) -> None:
+    level: Mapping[str, float] | None = None,
+) -> Figure:
     """Draw two reports of one model: alpha by depth in both, and the spectra that changed most.
 
     Raises:
@@ -95,13 +101,13 @@ def plot_compare(
         raise ValueError("nothing to compare: no layer has an alpha in both reports")
     change = [abs(_alpha(after) - _alpha(before)) for before, after in pairs]
     most = sorted(sorted(range(len(pairs)), key=lambda i: -change[i])[:3])
-    figure = _figure(_width(len(pairs)), 9.0)
+    figure = new_figure(width_for(len(pairs)), 9.0)
     grid = figure.add_gridspec(2, len(most), height_ratios=(1.15, 1.0))
-    _dumbbells(figure.add_subplot(grid[0, :]), pairs, labels, most)
+    _dumbbells(figure.add_subplot(grid[0, :]), pairs, labels, most, level or {})
     for i, index in enumerate(most):
         before, after = pairs[index]
         _both_esds(figure.add_subplot(grid[1, i]), before, after, labels, chr(ord("A") + i))
-    _save(figure, path)
+    return save(figure, path)
 
 
 # --- one axes each -------------------------------------------------------------------------------
@@ -111,21 +117,21 @@ def _esd(axes: Axes, record: LayerRecord, letter: str = "") -> None:
     """The empirical spectral density on log-log axes, with the fitted tail."""
     values = _eigenvalues(record)
     low = _drawn_from(record, values)
-    edges, density = _histogram(values, low)
-    axes.stairs(density, edges, fill=True, color=_COLORS[0], alpha=0.45, label=_count(values, low))
+    edges, density = histogram(values, low)
+    axes.stairs(density, edges, fill=True, color=COLORS[0], alpha=0.45, label=_count(values, low))
     if record.alpha is not None and record.xmin is not None and record.n_tail is not None:
         tail = np.geomspace(record.xmin, max(values[-1], record.xmin * (1 + 1e-9)), 64)
         height = record.n_tail / len(values) * (record.alpha - 1) / record.xmin
         label = rf"$\alpha$ = {record.alpha:.3f}, D = {record.D:.3f}"
-        axes.plot(tail, height * (tail / record.xmin) ** -record.alpha, color=_FIT, lw=2.2,
+        axes.plot(tail, height * (tail / record.xmin) ** -record.alpha, color=FIT, lw=2.2,
                   label=label)  # fmt: skip
-        axes.axvline(record.xmin, ymax=_DATA, color=_GREY, ls="--", lw=1.2,
+        axes.axvline(record.xmin, ymax=DATA, color=GREY, ls="--", lw=1.2,
                      label=f"xmin = {record.xmin:.3g}")  # fmt: skip
         ends = height * np.array([1.0, (tail[-1] / record.xmin) ** -record.alpha])
     else:
         axes.plot([], [], " ", label=record.outcome.value)
         ends = np.empty(0)
-    _log_log(axes, edges, np.concatenate([density, ends]))
+    log_log(axes, edges, np.concatenate([density, ends]))
     slices, rows, cols = record.shape
     shape = f"{slices} x {rows} x {cols}" if slices > 1 else f"{rows} x {cols}"
     axes.set_title(f"{_lettered(letter, record.name)}  ({shape})", fontsize=10)
@@ -139,33 +145,38 @@ def _both_esds(
     high = max(values[-1] for values in spectra)
     drawn = []
     for values, record, label, color in zip(
-        spectra, (before, after), labels, (_BEFORE, _AFTER), strict=True
+        spectra, (before, after), labels, (BEFORE, AFTER), strict=True
     ):
-        edges, density = _histogram(values, low, high)
+        edges, density = histogram(values, low, high)
         drawn.append(density)
         text = rf"{label}: $\alpha$ = {_alpha(record):.3f}"
         axes.stairs(density, edges, fill=True, color=color, alpha=0.25)
         axes.stairs(density, edges, color=color, lw=1.6, label=text)
-    _log_log(axes, edges, np.concatenate(drawn))
+    log_log(axes, edges, np.concatenate(drawn))
     axes.set_title(_lettered(letter, before.name), fontsize=10)
 
 
 def _depth(
-    axes: Axes, layers: Sequence[LayerRecord], numel: int, chief: Sequence[LayerRecord]
+    axes: Axes,
+    layers: Sequence[LayerRecord],
+    numel: int,
+    chief: Sequence[LayerRecord],
+    level: Mapping[str, float],
 ) -> None:
     """Alpha by depth, a colour a kind of layer; layers without one as crosses on the axis."""
     measured = _measured(layers)
     kinds = sorted({r.kind for r in measured})
-    size = _marker(len(layers))
+    size = marker_size(len(layers))
     axes.plot(
         [i for i, r in enumerate(layers) if r.alpha is not None],
         [_alpha(r) for r in layers if r.alpha is not None],
         color="#C8C8C8", lw=0.8, zorder=1,
     )  # fmt: skip
-    for kind, color in zip(kinds, _cycle(len(kinds)), strict=True):
+    for kind, color in zip(kinds, cycle(len(kinds)), strict=True):
         x = [i for i, r in enumerate(layers) if r.alpha is not None and r.kind == kind]
         y = [_alpha(layers[i]) for i in x]
         axes.scatter(x, y, s=size, color=color, zorder=3, label=f"{kind} ({len(x)})")
+    _level(axes, [r.name for r in layers], level)
     _alpha_axis(axes, [_alpha(r) for r in measured])
     failed = [i for i, r in enumerate(layers) if r.alpha is None]
     if failed:
@@ -173,7 +184,7 @@ def _depth(
                      transform=axes.get_xaxis_transform(), clip_on=False, zorder=4,
                      label=f"no alpha ({len(failed)})")  # fmt: skip
     for i, record in enumerate(chief):
-        _tag(axes, layers.index(record), _alpha(record), chr(ord("A") + i))
+        tag(axes, layers.index(record), _alpha(record), chr(ord("A") + i))
     _layer_axis(axes, [r.name for r in layers])
     axes.set_title(
         f"{len(measured)} of {len(layers)} layers, "
@@ -182,7 +193,17 @@ def _depth(
         fontsize=10,
         loc="left",
     )
-    _legend_outside(axes, len(kinds) + 2)
+    legend_outside(axes, len(kinds) + 2)
+
+
+def _level(axes: Axes, names: Sequence[str], level: Mapping[str, float]) -> None:
+    """A dash a layer: alpha of a random matrix of its shape, which training moves away from."""
+    known = [(i, level[name]) for i, name in enumerate(names) if name in level]
+    if known:
+        x, y = zip(*known, strict=True)
+        size = max(2.0, min(14.0, 500 / len(names)))
+        axes.plot(x, y, "_", color=GREY, ms=size, mew=1.4, zorder=2,
+                  label="random matrix of the shape")  # fmt: skip
 
 
 def _dumbbells(
@@ -190,24 +211,26 @@ def _dumbbells(
     pairs: Sequence[tuple[LayerRecord, LayerRecord]],
     labels: tuple[str, str],
     most: Sequence[int],
+    level: Mapping[str, float],
 ) -> None:
     """Both alphas of every layer, joined by a line."""
     x = np.arange(len(pairs))
     old = np.array([_alpha(before) for before, _ in pairs])
     new = np.array([_alpha(after) for _, after in pairs])
-    size = _marker(len(pairs))
+    size = marker_size(len(pairs))
     axes.vlines(x, old, new, color="#A8A8A8", lw=max(0.8, min(2.5, 90 / len(pairs))), zorder=1)
     for values, label, color, marker in (
-        (old, labels[0], _BEFORE, "o"), (new, labels[1], _AFTER, "D")
+        (old, labels[0], BEFORE, "o"), (new, labels[1], AFTER, "D")
     ):  # fmt: skip
         axes.scatter(x, values, s=size, color=color, marker=marker, zorder=3,
                      label=f"{label} (mean {values.mean():.3f})")  # fmt: skip
+    _level(axes, [before.name for before, _ in pairs], level)
     _alpha_axis(axes, [*old, *new])
     for i, index in enumerate(most):
-        _tag(axes, index, max(old[index], new[index]), chr(ord("A") + i))
+        tag(axes, index, max(old[index], new[index]), chr(ord("A") + i))
     _layer_axis(axes, [before.name for before, _ in pairs])
     axes.set_title(f"{len(pairs)} layers measured in both", fontsize=10, loc="left")
-    _legend_outside(axes, 3)
+    legend_outside(axes, 3)
 
 
 # --- parts ---------------------------------------------------------------------------------------
@@ -236,51 +259,12 @@ def _eigenvalues(record: LayerRecord) -> npt.NDArray[np.float64]:
 
 def _drawn_from(record: LayerRecord, values: npt.NDArray[np.float64]) -> float:
     end = record.xmin if record.xmin is not None else float(values[-1])
-    return max(float(values[int(_LEFT_OUT * len(values))]), end * _DECADES_BELOW)
-
-
-def _histogram(
-    values: npt.NDArray[np.float64], low: float, high: float | None = None
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Edges, even in the logarithm, and the density of all eigenvalues in them."""
-    high = float(values[-1]) if high is None else high
-    if not high > low * (1 + 1e-6):  # all equal: a bin of some width
-        low, high = low / 1.1, high * 1.1
-    bins = int(np.clip(1.6 * len(values) ** (1 / 3) * np.log10(high / low), 12, 72))
-    edges = np.geomspace(low * (1 - 1e-12), high * (1 + 1e-12), bins + 1)
-    counts, _ = np.histogram(values, edges)
-    return edges, counts / np.diff(edges) / len(values)
+    return max(float(values[int(LEFT_OUT * len(values))]), end * DECADES_BELOW)
 
 
 def _count(values: npt.NDArray[np.float64], low: float) -> str:
     left = int((values < low).sum())
     return f"{len(values):,} eigenvalues" + (f" ({left:,} further left)" if left else "")
-
-
-def _log_log(axes: Axes, edges: npt.NDArray[np.float64], density: npt.NDArray[np.float64]) -> None:
-    positive = density[density > 0]
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    axes.set_xlim(edges[0], edges[-1] * (edges[-1] / edges[0]) ** 0.03)
-    _few_ticks(axes)
-    span = max(positive.max() / positive.min(), 10.0)
-    bottom, top = positive.min() / span**0.06, positive.max() * span**0.06
-    axes.set_ylim(bottom, bottom * (top / bottom) ** (1 / _DATA))
-    axes.set_xlabel(r"eigenvalue $\lambda$ of $W W^H$")
-    axes.set_ylabel("density")
-    axes.legend(fontsize=8.5, loc="upper right", frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def _few_ticks(axes: Axes) -> None:
-    """Within two decades matplotlib labels minor ticks too, one over the other."""
-    from matplotlib.ticker import MaxNLocator, NullFormatter, StrMethodFormatter
-
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    left, right = axes.get_xlim()
-    if right < 20 * left:
-        axes.xaxis.set_major_locator(MaxNLocator(4))
-        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
 
 
 def _alpha_axis(axes: Axes, alphas: Sequence[float]) -> None:
@@ -294,9 +278,6 @@ def _alpha_axis(axes: Axes, alphas: Sequence[float]) -> None:
         axes.yaxis.set_minor_formatter(NullFormatter())
     axes.margins(x=0.01, y=0.12)
     axes.autoscale_view()
-    bottom, top = axes.get_ylim()
-    if bottom < 2 < top:
-        axes.axhline(2, color=_GREY, ls=":", lw=1.2, zorder=0, label=r"$\alpha$ = 2")
     axes.set_ylabel(r"$\alpha$")
     axes.grid(axis="y", color="#E6E6E6", lw=0.7, zorder=0)
     axes.set_axisbelow(True)
@@ -305,8 +286,8 @@ def _alpha_axis(axes: Axes, alphas: Sequence[float]) -> None:
 
 def _layer_axis(axes: Axes, names: Sequence[str]) -> None:
     axes.set_xlim(-0.8, len(names) - 0.2)
-    if len(names) <= _NAMED:
-        axes.set_xticks(range(len(names)), [_shorten(n, 34) for n in names], fontsize=8)
+    if len(names) <= NAMED:
+        axes.set_xticks(range(len(names)), labels_of(names, 34), fontsize=8)
         if len(names) * max(map(len, names)) > 100:  # side by side they would not fit
             axes.tick_params("x", rotation=60)
             for text in axes.get_xticklabels():
@@ -315,56 +296,11 @@ def _layer_axis(axes: Axes, names: Sequence[str]) -> None:
         return
     # A tick a top-level block would name hundreds too: name evenly spread layers.
     ticks = np.unique(np.linspace(0, len(names) - 1, 16).round().astype(int))
-    axes.set_xticks(ticks, [f"{i}: {_shorten(names[i], 26)}" for i in ticks], rotation=40,
+    short = labels_of(names, 26)
+    axes.set_xticks(ticks, [f"{i}: {short[i]}" for i in ticks], rotation=40,
                     ha="right", rotation_mode="anchor", fontsize=8)  # fmt: skip
     axes.set_xlabel("layer, by its number in definition order")
 
 
-def _tag(axes: Axes, x: float, y: float, letter: str) -> None:
-    axes.annotate(letter, (x, y), xytext=(0, 7), textcoords="offset points", ha="center",
-                  fontsize=11, fontweight="bold")  # fmt: skip
-
-
-def _legend_outside(axes: Axes, entries: int) -> None:
-    axes.legend(fontsize=8.5, loc="lower right", bbox_to_anchor=(1.0, 1.01), frameon=False,
-                ncols=max(1, min(entries, 6)), borderaxespad=0.0)  # fmt: skip
-
-
 def _lettered(letter: str, name: str) -> str:
-    return f"{letter}: {_shorten(name, 40)}" if letter else _shorten(name, 60)
-
-
-def _shorten(name: str, most: int) -> str:
-    """The end of a name tells layers apart, its beginning where they are."""
-    return name if len(name) <= most else f"{name[: most // 3]}...{name[3 + most // 3 - most :]}"
-
-
-def _marker(count: int) -> float:
-    return float(np.clip(1600 / count, 14, 46))
-
-
-def _cycle(count: int) -> list[str]:
-    return [_COLORS[i % len(_COLORS)] for i in range(count)]
-
-
-def _width(count: int) -> float:
-    return float(np.clip(0.26 * min(count, _NAMED) + 4, 12.0, 16.0))
-
-
-def _figure(width: float, height: float) -> Figure:
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("drawing needs matplotlib: pip install 'tempbalance[plot]'") from error
-    figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _save(figure: Figure, path: str | PathLike[str]) -> None:
-    """Write the figure, its folder made where there is none; the suffix says the format."""
-    folder = os.path.dirname(os.fspath(path))
-    if folder:
-        os.makedirs(folder, exist_ok=True)
-    figure.savefig(path)
+    return f"{letter}: {shorten(name, 40)}" if letter else shorten(name, 60)

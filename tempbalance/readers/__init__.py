@@ -25,6 +25,7 @@ from tempbalance.readers.matrix import split as split
 from tempbalance.readers.names import Role as Role
 from tempbalance.readers.names import is_norm as is_norm
 from tempbalance.readers.names import role as role
+from tempbalance.readers.registry import _READERS as _READERS  # what tests put back
 from tempbalance.readers.registry import Reader as Reader
 from tempbalance.readers.registry import matrices as matrices
 from tempbalance.readers.registry import register as register

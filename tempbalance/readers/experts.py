@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import replace
 
 from torch import Tensor, nn
 
 from tempbalance.readers.guess import guess
-from tempbalance.readers.matrix import Matrix, real_shape, transposed_stack
+from tempbalance.readers.matrix import Matrix, transposed_stack
 
 _NUMBERS = ("num_experts", "n_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 _NAMES = re.compile(r"expert|router|moe", re.IGNORECASE)
@@ -30,7 +29,7 @@ def experts(module: nn.Module) -> Iterator[Matrix]:
     for matrix in guess(module):
         weight = module._parameters[matrix.parameter]
         assert weight is not None
-        if matrix.reason or weight.is_complex():
+        if weight.is_complex() or (matrix.reason and not _counts(module, weight)):
             yield matrix
         elif weight.ndim == 3:
             yield Matrix(matrix.parameter, transposed_stack if turned else _stack)
@@ -38,7 +37,7 @@ def experts(module: nn.Module) -> Iterator[Matrix]:
             # DBRX: (experts * width, hidden); w2 leads back from the width, the others to it.
             yield Matrix(matrix.parameter, _Folded(count, turned=matrix.parameter == "w2"))
         else:
-            yield replace(matrix, guessed=len(real_shape(weight)) != 2)
+            yield Matrix(matrix.parameter) if weight.ndim == 2 else matrix
 
 
 def _stack(weight: Tensor) -> Tensor:
@@ -62,6 +61,14 @@ def _count(module: nn.Module) -> int:
         if isinstance(count, int):
             return count
     return 0
+
+
+def _counts(module: nn.Module, weight: Tensor) -> bool:
+    """Whether a stack or a router has the size of the module's number of experts."""
+    count = _count(module)
+    if weight.ndim == 3:
+        return weight.shape[0] == count
+    return weight.ndim == 2 and count in weight.shape
 
 
 def _is_transposed(module: nn.Module) -> bool:

@@ -7,6 +7,7 @@ matrix, whatever its shape, and is listed for what it is.
 from __future__ import annotations
 
 import enum
+import functools
 import re
 
 from torch import nn
@@ -62,7 +63,7 @@ _ROLES = [
     (Role.ATTENTION, _word(r"atts?")),
     (Role.BIAS, re.compile(r"(.*_)?(bias\w*)|b\d*", re.IGNORECASE)),
 ]
-_MATRIX = _word(r"weights?\d*|kernels?\d*|proj\d*|projection|matrix|w\d*|v1")
+_MATRIX = _word(r"weights?\d*|kernels?\d*|proj\d*|projection|matrix|w[a-z]?\d*|v1")
 _NO_MATRIX = [
     (Role.POSITION, _word("pos|position|relative")),
     (Role.SCALE, re.compile(r".*_scales?(_inv)?", re.IGNORECASE)),
@@ -77,10 +78,14 @@ def role(module: nn.Module, name: str) -> Role | None:
         module: the module that holds it.
         name: its name there.
     """
-    kind = type(module).__name__.lower()
+    return _role(type(module).__name__.lower(), name)
+
+
+@functools.lru_cache(maxsize=4096)  # a model repeats its blocks
+def _role(kind: str, name: str) -> Role | None:
     if re.search(r"norm(1d|2d|3d)?$", kind):
         return Role.NORM
-    if kind.endswith("scale"):  # LayerScale
+    if re.fullmatch(r"(layer|channel|learned|learnable|soft)?_?scale(1d|2d)?", kind):
         return Role.SCALE
     if name == "weight" and re.search(r"embedding(1d|2d)?$", kind):
         return Role.TABLE

@@ -13,17 +13,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from tempbalance.plots.report import (
-    _AFTER,
-    _COLORS,
-    _DECADES_BELOW,
-    _GREY,
-    _LEFT_OUT,
-    _figure,
-    _histogram,
-    _log_log,
-    _save,
-    _shorten,
+from tempbalance.plots.labels import labels
+from tempbalance.plots.style import (
+    AFTER,
+    COLORS,
+    DECADES_BELOW,
+    GREY,
+    LEFT_OUT,
+    histogram,
+    log_log,
+    new_figure,
+    save,
+    shorten,
 )
 from tempbalance.runs.read import Run, Spectrum, find_run, read_run
 
@@ -36,7 +37,7 @@ _NAMED, _LINES = 48, 24
 # More columns than pixels show nothing more.
 _COLUMNS = 1200
 _PANELS = 12
-_BEFORE = "#0072B2"
+_EARLIER = "#0072B2"
 _TEXT = 26
 
 
@@ -78,7 +79,7 @@ def plot_run(
         name = "esd.png" if page == 1 else f"esd_{page}.png"
         pictures[name] = spectra(run, known[start : start + _PANELS])
     for name, figure in pictures.items():
-        _save(figure, folder / name)
+        save(figure, folder / name)
     return [folder / name for name in pictures]
 
 
@@ -89,9 +90,7 @@ def alpha_heatmap(run: Run) -> Figure:
     known = run.alphas[np.isfinite(run.alphas)]
     low, high, extend = _range(known)
     mesh = _mesh(axes, run, run.alphas, cmap="viridis", vmin=low, vmax=high)
-    bar = figure.colorbar(mesh, ax=axes, label=r"$\alpha$", extend=extend, pad=0.02, aspect=30)
-    if low < 2 < high:
-        bar.ax.axhline(2, color="white", lw=1.5)
+    figure.colorbar(mesh, ax=axes, label=r"$\alpha$", extend=extend, pad=0.02, aspect=30)
     count, at_end = len(run.layers), int(np.isfinite(run.alphas[:, -1]).sum())
     missing = f", {at_end} measured at the end" if at_end < count else ""
     axes.set_title(f"alpha of {count} layers{missing}", loc="left", fontsize=10)
@@ -125,11 +124,11 @@ def spectra(run: Run, layers: Sequence[str]) -> Figure:
     """The spectra of some layers at the first and at the last measurement, a panel each."""
     columns = min(len(layers), 3 if len(layers) != 4 else 2)
     rows = -(-len(layers) // columns)
-    figure = _figure(max(5.2 * columns, 6.4), 3.9 * rows)
+    figure = new_figure(max(5.2 * columns, 6.4), 3.9 * rows)
     for i, name in enumerate(layers):
         axes = figure.add_subplot(rows, columns, i + 1)
         _both(axes, run.spectra[0].get(name), run.spectra[1].get(name))
-        axes.set_title(_shorten(name.removeprefix(run.prefix), 48), fontsize=10)
+        axes.set_title(shorten(name.removeprefix(run.prefix), 48), fontsize=10)
     return figure
 
 
@@ -160,7 +159,7 @@ def _lines(run: Run) -> Figure:
     """A line a layer, named where it ends; names that would meet are moved apart."""
     count = len(run.layers)
     height = max(4.2, 0.26 * count + 1.2)
-    figure = _figure(9.0, height)
+    figure = new_figure(9.0, height)
     axes = figure.add_subplot()
     when, label = _time(run)
     values = run.multipliers
@@ -174,7 +173,7 @@ def _lines(run: Run) -> Figure:
     else:
         pad = 0.06 * ((high - low) or 0.5)
         axes.set_ylim(low - pad, high + pad)
-    axes.axhline(1, color=_GREY, ls=":", lw=1.2, zorder=1)
+    axes.axhline(1, color=GREY, ls=":", lw=1.2, zorder=1)
     colors = _by_depth(count)
     marker = "o" if len(when) <= 40 else None
     for line, color in zip(values, colors, strict=True):
@@ -187,7 +186,7 @@ def _lines(run: Run) -> Figure:
     places = _spread(ends, min(0.165 / (height - 0.9), 1 / count))
     for end, place, name, color in zip(ends, places, run.short, colors, strict=True):
         axes.annotate(
-            _shorten(name, _TEXT + 8), xy=(1.005, end), xytext=(1.05, place), color=color,
+            shorten(name, _TEXT + 8), xy=(1.005, end), xytext=(1.05, place), color=color,
             xycoords="axes fraction", textcoords="axes fraction", va="center", fontsize=9,
             arrowprops={"arrowstyle": "-", "color": color, "lw": 0.7, "shrinkA": 1, "shrinkB": 0,
                         "relpos": (0.0, 0.5)},
@@ -206,7 +205,7 @@ def _both(axes: Axes, first: Spectrum | None, last: Spectrum | None) -> None:
     drawn = [
         (spectrum, label, color, style)
         for spectrum, label, color, style in (
-            (first, "first", _BEFORE, "--"), (last, "last", _AFTER, "-"),
+            (first, "first", _EARLIER, "--"), (last, "last", AFTER, "-"),
         )
         if spectrum is not None
     ]  # fmt: skip
@@ -215,7 +214,7 @@ def _both(axes: Axes, first: Spectrum | None, last: Spectrum | None) -> None:
     heights = []
     for spectrum, label, color, style in drawn:
         values = spectrum.eigenvalues
-        edges, density = _histogram(values, low, high)
+        edges, density = histogram(values, low, high)
         heights.append(density)
         axes.stairs(density, edges, fill=True, color=color, alpha=0.18)
         axes.stairs(density, edges, color=color, lw=0.9, alpha=0.8)
@@ -228,7 +227,7 @@ def _both(axes: Axes, first: Spectrum | None, last: Spectrum | None) -> None:
         heights.append(line[[0, -1]])
         text = rf"{label}: $\alpha$ = {spectrum.alpha:.2f}, D = {spectrum.D:.2f}"
         axes.plot(tail, line, color=color, ls=style, lw=2.4, label=text)
-    _log_log(axes, edges, np.concatenate(heights))
+    log_log(axes, edges, np.concatenate(heights))
 
 
 # --- parts ---------------------------------------------------------------------------------------
@@ -268,10 +267,11 @@ def _time_axis(axes: Axes, label: str) -> None:
 def _names(axes: Axes, run: Run) -> None:
     names = run.short
     if len(names) <= _NAMED:
-        axes.set_yticks(range(len(names)), [_shorten(n, _TEXT + 8) for n in names], fontsize=8)
+        axes.set_yticks(range(len(names)), labels(names, _TEXT + 8), fontsize=8)
     else:  # evenly spread layers, with their numbers
         ticks = np.unique(np.linspace(0, len(names) - 1, 31).round().astype(int))
-        text = [f"{_shorten(names[i], _TEXT)}  {i}" for i in ticks]
+        short = labels(names, _TEXT)
+        text = [f"{short[i]}  {i}" for i in ticks]
         axes.set_yticks(ticks, text, fontsize=8)
     inside = f" (in {run.prefix.removesuffix('.')})" if run.prefix else ""
     order = ", in definition order" if len(names) > 12 else ""
@@ -302,8 +302,8 @@ def _missing_legend(axes: Axes) -> None:
 
 def _by_depth(count: int) -> list[Any]:
     """Colours that tell few lines apart, or dark to light by depth for more."""
-    if count <= len(_COLORS):
-        return list(_COLORS[:count])
+    if count <= len(COLORS):
+        return list(COLORS[:count])
     from matplotlib import colormaps
 
     # A little darker than the map is: yellow names on white cannot be read.
@@ -333,9 +333,9 @@ def _spread(ends: npt.NDArray[np.float64], gap: float) -> npt.NDArray[np.float64
 def _drawn_from(spectrum: Spectrum) -> float:
     values = spectrum.eigenvalues
     end = spectrum.xmin if np.isfinite(spectrum.xmin) else float(values[-1])
-    return max(float(values[int(_LEFT_OUT * len(values))]), end * _DECADES_BELOW)
+    return max(float(values[int(LEFT_OUT * len(values))]), end * DECADES_BELOW)
 
 
 def _tall(run: Run) -> Figure:
     count = len(run.layers)
-    return _figure(9.0, 1.4 + 0.21 * min(max(count, 8), 36))
+    return new_figure(9.0, 1.4 + 0.21 * min(max(count, 8), 36))

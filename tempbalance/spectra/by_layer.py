@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -44,7 +45,8 @@ class ByLayer:
             raise TypeError(f"ByLayer takes patterns and their windows, got {self.windows!r}")
         if not self.windows:
             raise ValueError('windows by layer need a pattern, such as {"*": Farms()}')
-        for pattern, value in self.windows.items():
+        plain = _plain(self.windows)
+        for pattern, value in plain.items():
             if not isinstance(pattern, str):
                 raise TypeError(f"windows by layer: a pattern is text, got {pattern!r}")
             if isinstance(value, type):
@@ -53,7 +55,7 @@ class ByLayer:
                 raise TypeError(
                     f"windows[{pattern!r}] must be an object such as Farms(), got {value!r}"
                 )
-        object.__setattr__(self, "windows", dict(self.windows))
+        object.__setattr__(self, "windows", plain)
 
     def __hash__(self) -> int:
         return hash(tuple(self.windows.items()))
@@ -123,6 +125,13 @@ def windows_of(windows: AnyWindows, layer: Named) -> Windows:
         ValueError: if they differ by layer and no pattern matches this one.
     """
     return windows.of(layer) if isinstance(windows, ByLayer) else windows
+
+
+def _plain(windows: Mapping[str, Windows]) -> dict[str, Windows]:
+    """A dict of the objects. OmegaConf, which a YAML's mapping comes in, hides them in its own."""
+    if type(windows).__module__.startswith("omegaconf"):
+        return dict(sys.modules["omegaconf"].OmegaConf.to_object(windows))
+    return dict(windows)
 
 
 def _matches(pattern: str, layer: Named) -> bool:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tempbalance.spectra.powerlaw import Fit
+from tempbalance.spectra.powerlaw import Fit, PowerLaw
 from tempbalance.spectra.spectrum import FLOAT32_FLOOR, FLOAT32_ZERO, ZERO_SHARE
 
 # A tail whose mean log ratio is under 1e-3 is one value to within rounding and noise.
@@ -40,7 +40,10 @@ def table(
     most = max(len(r) for r in rows)
     out = rows[0].new_zeros(len(rows), most, _FITTED, dtype=torch.float64)
     for some in _alike(rows, budget):
-        fitted = _fitted([rows[i][start:stop] for i, start, stop in some], fit)
+        scale = None  # a kernel a layer, for the fits alone that ask
+        if getattr(fit, "in_units", False):
+            scale = torch.cat([scales[i].expand(stop - start) for i, start, stop in some])
+        fitted = _fitted([rows[i][start:stop] for i, start, stop in some], fit, scale)
         parts = fitted.split([stop - start for _, start, stop in some])
         for (i, start, stop), part in zip(some, parts, strict=True):
             out[i, start:stop] = part
@@ -54,14 +57,31 @@ def ascending(values: Tensor) -> Tensor:
     return values.sort(-1).values
 
 
-def tail_ends(eigenvalues: Tensor, fit: Fit, pooled: bool) -> Tensor:
-    """xmin of each fit of one layer's eigenvalues (P, S, k): (1,) or (P,)."""
+def lowest_read(eigenvalues: Tensor, scale: Tensor, fit: Fit, pooled: bool) -> Tensor:
+    """The smallest eigenvalue that each fit of a layer's (P, S, k) depends on: (1,) or (P,)."""
     rows = eigenvalues.reshape(1 if pooled else len(eigenvalues), -1)
     values = ascending(torch.nan_to_num(rows.double(), 0.0, 0.0, 0.0))
-    return fit(values, (values <= 0).sum(-1)).xmin
+    first = (values <= 0).sum(-1)
+    law = _law(fit, values, first, scale.expand(len(values)))
+    return _lowest(fit, law, values, first)
 
 
-def _fitted(blocks: list[Tensor], fit: Fit) -> Tensor:
+def _law(fit: Fit, values: Tensor, first: Tensor, scales: Tensor | None) -> PowerLaw:
+    """The fit of spectra (B, n), of the weights' own where it depends on the unit."""
+    if scales is None or not getattr(fit, "in_units", False):
+        return fit(values, first)
+    unit = scales.square()
+    law = fit(values / unit.unsqueeze(-1), first)
+    return law._replace(xmin=law.xmin * unit)
+
+
+def _lowest(fit: Fit, law: PowerLaw, values: Tensor, first: Tensor) -> Tensor:
+    if not getattr(fit, "reads_all", False):
+        return law.xmin
+    return values.gather(-1, first.clamp(max=values.shape[-1] - 1).unsqueeze(-1)).squeeze(-1)
+
+
+def _fitted(blocks: list[Tensor], fit: Fit, scales: Tensor | None) -> Tensor:
     """Statistics of spectra of nearly one size, in blocks (b, n): (B, _FITTED), B all rows."""
     size = max(block.shape[1] for block in blocks)
     rows = sum(len(block) for block in blocks)
@@ -71,10 +91,10 @@ def _fitted(blocks: list[Tensor], fit: Fit) -> Tensor:
     failed = batch.isnan().any(-1)
     values = ascending(torch.nan_to_num(batch, 0.0, 0.0, 0.0))
     counts = (values > 0).sum(-1)
-    law = fit(values, size - counts)
+    law = _law(fit, values, size - counts, scales)
     top = values[:, -1]
     lost = ((values > 0) & (values < FLOAT32_ZERO * top.unsqueeze(-1))).sum(-1)
-    low = ~(law.xmin >= FLOAT32_FLOOR * top)
+    low = ~(_lowest(fit, law, values, size - counts) >= FLOAT32_FLOOR * top)
     columns = {
         ALPHA: law.alpha,
         KS: law.d,

@@ -130,6 +130,12 @@ def test_the_table(report: Report) -> None:
     assert "inf" not in text
 
 
+def test_what_repeats_is_said_once_with_a_count() -> None:
+    text = str(analyze(nn.Sequential(*[nn.Linear(20, 3) for _ in range(6)])))
+    assert text.count("lower min_eigs to measure it") == 1
+    assert "(5 more are too small: 1, 2, 3 and 2 more)" in text
+
+
 def test_an_empty_model_has_a_report() -> None:
     report = analyze(nn.Sequential(nn.ReLU()))
     assert (len(report), report.coverage, report.numel) == (0, 0.0, 0)
@@ -154,6 +160,13 @@ def test_to_dict_is_plain(report: Report) -> None:
     }
     assert plain["skipped"][0]["name"] == "embedding.weight"
     assert plain["coverage"] == report.coverage
+
+
+def test_every_field_of_the_json_is_documented(report: Report) -> None:
+    text = (Path(__file__).resolve().parents[2] / "docs" / "json.md").read_text()
+    plain = report.to_dict()
+    for field in (*plain, *plain["layers"][0], *plain["skipped"][0]):
+        assert f"`{field}`" in text, field
 
 
 def test_to_pandas(report: Report) -> None:
@@ -196,8 +209,10 @@ def test_strict_raises_for_a_rank_deficient_layer() -> None:
 
 
 def test_misuse_is_refused() -> None:
-    with pytest.raises(TypeError, match=r"torch.nn.Module, got OrderedDict.*load it into a model"):
-        analyze(nn.Linear(2, 2).state_dict())  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"a torch.nn.Module, a state dict or .*, got int"):
+        analyze(3)  # type: ignore[call-overload]
+    with pytest.raises(ValueError, match="preset must be 'weightwatcher'"):
+        analyze(nn.Linear(20, 20), preset="ww")  # type: ignore[call-overload]
     for bad in (1, 0, -3):
         with pytest.raises(ValueError, match="min_eigs"):
             analyze(nn.Linear(20, 20), min_eigs=bad)

@@ -360,7 +360,8 @@ def test_compare(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*argv, "--sort", "change"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].split()[0] == "2"
-    assert lines[1].endswith(f"{difference:+.3f}")
+    assert f"{difference:+.3f}" in lines[1]
+    assert "1 moved by more than 3 units of noise: 2" in lines
     assert main([*argv, "--min-eigs", "999"]) == 1
 
 
@@ -379,9 +380,81 @@ def test_rich_table_on_a_terminal(
     assert "+0.000" in capsys.readouterr().out
 
 
+def test_without_a_model_the_layers_are_told_from_the_file(
+    saved: tuple[str, tb.Report], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["analyze", saved[0], "--json"]) == 0
+    assert alphas(capsys) == expected(saved[1])
+    assert main(["analyze", saved[0], "--model-arg", "width=3"]) == 2
+    assert "--model-arg has no meaning without --model" in capsys.readouterr().err
+    assert main(["analyze", saved[0], "--device", "nowhere"]) == 2
+    assert "--device nowhere" in capsys.readouterr().err
+
+
+def test_integer_buffers_do_not_matter(capsys: pytest.CaptureFixture[str]) -> None:
+    model = make()
+    more = {
+        "embeddings.position_ids": torch.arange(8).view(1, 8),
+        "1.num_batches_tracked": torch.ones(3, 1, dtype=torch.int64),
+    }
+    torch.save({**model.state_dict(), **more}, "net.pt")
+    assert main(["analyze", "net.pt", *MODEL, "--json"]) == 0
+    assert alphas(capsys) == expected(tb.analyze(model))
+
+
+def test_page_picture_and_traps(
+    saved: tuple[str, tb.Report], capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib")
+    argv = ["analyze", saved[0], "--html", "out/r.html", "--plot", "out/p.pdf", "--traps"]
+    assert main([*argv, "--plot-layer", "2"]) == 0
+    assert Path("out/p.pdf").read_bytes().startswith(b"%PDF")
+    assert Path("out/p_esd_2.pdf").exists()
+    assert "net.pt" in Path("out/r.html").read_text()
+    assert "trap units" in capsys.readouterr().out
+    assert main(["analyze", saved[0], "--plot", "p.jpeg"]) == 2
+    assert "no picture ends in .jpeg" in capsys.readouterr().err
+
+
+def test_rank(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("scipy")
+    names = []
+    for i in range(4):
+        model = make(i)
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight.mul_(2.0**i)
+        torch.save(model.state_dict(), f"m{i}.pt")
+        names.append(f"m{i}.pt")
+    Path("scores.csv").write_text("model,accuracy\nm0.pt,0.9\nm1,0.8\nm2.pt,0.7\nm3.pt,0.6\n")
+    assert main(["rank", *names, "--scores", "scores.csv", "--json"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    taus = {row["metric"]: row["tau"] for row in content["correlations"]}
+    assert taus["log_norm"] == pytest.approx(-1) and taus["parameters"] is None
+    assert content["models"]["m2.pt"]["score"] == 0.7
+    exact = tb.rank({name: name for name in names}).metrics["m0.pt"]["weighted_alpha"]
+    assert content["models"]["m0.pt"]["weighted_alpha"] == exact
+    assert main(["rank", *names]) == 0
+    assert "Kendall" not in capsys.readouterr().out
+    Path("scores.csv").write_text("m0.pt,0.9\nm1.pt,good\n")
+    assert main(["rank", *names, "--scores", "scores.csv"]) == 2
+    assert "line 2: 'm1.pt,good' is not MODEL,NUMBER" in capsys.readouterr().err
+    Path("scores.csv").write_text("m0.pt,0.9\n")
+    assert main(["rank", *names, "--scores", "scores.csv"]) == 2
+    assert "has no line for m1.pt, m2.pt, m3.pt" in capsys.readouterr().err
+    assert main(["rank", names[0]]) == 2
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["--version"])
+    assert stopped.value.code == 0
+    assert f"tempbalance {tb.__version__} (torch {torch.__version__})" in capsys.readouterr().out
+
+
 def test_instance_and_usage(saved: tuple[str, tb.Report]) -> None:
     assert main(["analyze", saved[0], "--model", "cli_factory:instance", "--json", "x.json"]) == 0
-    for argv in ([], ["analyze"], ["analyze", "net.pt"], ["nothing"]):
+    for argv in ([], ["analyze"], ["compare", "net.pt"], ["nothing"]):
         with pytest.raises(SystemExit) as stopped:
             main(argv)
         assert stopped.value.code == 2

@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
-from standins import composed, substitute
+from standins import composed, save_encoder, sentences, substitute
 
 import tempbalance
 from experiments import extras, sweep
@@ -26,6 +26,7 @@ def options(group: str) -> list[str]:
 
 EXPERIMENTS = options("experiment")
 METHODS = options("balance")
+LANGUAGE = {"llr", "llr_farms"}  # of head and embedding, which other networks have not
 
 
 def test_the_published_experiments_and_the_controls_are_there() -> None:
@@ -35,10 +36,13 @@ def test_the_published_experiments_and_the_controls_are_there() -> None:
         *(f"cifar100_{name}" for name in cifar),
         "cifar10_resnet18",
         "tinyimagenet_wrn16_8",
+        *("lm_tiny", "lm_60m", "lm_130m", "lm_350m", "lm_1b", "sst2_minilm"),
         *(f"{data}_{model}" for data in ("darcy", "cfd1d", "cfd2d") for model in ("fno", "unet")),
     }
     controls = {"shuffled", "reversed", "constant", "frozen", "pertype", "type_unit"}
-    assert set(METHODS) >= {"none", "tb", "farms", "tb_sigmoid", "farms_sigmoid", *controls}
+    controls |= {"level", "shuffled_type", "pertype_measured", "depth", "llrd"}
+    methods = {"tb", "farms", "tb_sigmoid", "farms_sigmoid", "llr", "tb_sigmoid_block"}
+    assert set(METHODS) >= {"none", *methods, *controls}
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
@@ -51,6 +55,9 @@ def test_experiment_files_hold_overrides_a_seed_and_their_command(experiment: st
     assert "_target_" not in {key for key in content if key != "tuned"}
 
 
+# What only the user knows: the text.
+NEEDED = {f"lm_{size}": ["data.path=text.txt"] for size in ("60m", "130m", "350m", "1b")}
+
 PAIRS = {
     *((experiment, "farms_sigmoid") for experiment in EXPERIMENTS),
     *(("cifar100_vgg16", balance) for balance in METHODS),
@@ -59,7 +66,8 @@ PAIRS = {
 
 @pytest.mark.parametrize(("experiment", "balance"), sorted(PAIRS))
 def test_experiments_and_methods_compose(experiment: str, balance: str, tmp_path: Path) -> None:
-    cfg = composed(tmp_path, f"experiment={experiment}", f"balance={balance}")
+    given = [*NEEDED.get(experiment, ()), f"balance={balance}"]
+    cfg = composed(tmp_path, f"experiment={experiment}", *given)
     resolved = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     assert isinstance(resolved, dict)
     assert resolved["method"] == balance
@@ -70,10 +78,13 @@ def test_experiments_and_methods_compose(experiment: str, balance: str, tmp_path
 @pytest.mark.parametrize("experiment", ["quickstart", "cfd2d_fno"])
 def test_balance_builds_its_strategies(experiment: str, balance: str, tmp_path: Path) -> None:
     cfg = composed(tmp_path, f"experiment={experiment}", f"balance={balance}")
-    windows, assign = instantiate(cfg.balance.windows), instantiate(cfg.balance.assign)
-    assert windows.grid(30, 20).height > 0
-    kinds = ["Conv2d", "Conv2d", "SpectralConv", "Linear"]
-    multipliers = assign([2.0, 3.0, 4.0, math.nan], kinds)
+    callback = instantiate(cfg.balance)
+    assert instantiate(cfg.balance.windows).grid(30, 20).height > 0
+    assign = callback.options["assign"]
+    layers = tempbalance.Population(
+        ("Conv2d", "Conv2d", "SpectralConv", "Linear"), (9, 9, 50, 10), ("b.0.x", "b.1.x", "s", "l")
+    )
+    multipliers = assign([2.0, 3.0, 4.0, math.nan], layers)
     assert multipliers.shape == (4,)
     assert bool((multipliers > 0).all())
 
@@ -85,7 +96,13 @@ def test_tuned_values_reach_the_methods(tmp_path: Path) -> None:
 
     cfg, assign = built("cifar100_resnet18", "farms")
     assert assign == tempbalance.LinearMap(0.1, 1.9)
-    assert instantiate(cfg.balance.windows) == tempbalance.Farms.released_conv(1.0)
+    callback = instantiate(cfg.balance)
+    assert callback.options["windows"] == tempbalance.ByLayer(
+        {
+            "Linear": tempbalance.Farms.released_linear(100, 1.0, per_dim=9),
+            "*": tempbalance.Farms.released_conv(1.0),
+        }
+    )
     assert (cfg.balance.skip_first, cfg.balance.skip_last) == (False, False)
     assert cfg.balance.min_eigs == 5
     cfg, assign = built("cifar100_vgg19", "farms_inner")
@@ -103,6 +120,84 @@ def test_tuned_values_reach_the_methods(tmp_path: Path) -> None:
     assert instantiate(cfg.balance.windows) == tempbalance.Farms()
     # A value on the command line comes last.
     assert built("cifar100_vgg16", "tb", "balance.assign.s1=0.9")[1].s1 == 0.9
+
+
+# Layers that are tuned, and parameters that keep the base rate, as published: layers left out with
+# their norms, the norms of shortcuts, and the last norm of the wide ResNet.
+TUNED = {
+    ("cifar10_resnet18", "tb"): (19, {"conv1.weight", "bn1.weight", "bn1.bias", "fc.weight",
+        "fc.bias", *(f"layer{i}.0.downsample.1.{p}" for i in (2, 3, 4)
+        for p in ("weight", "bias"))}),
+    ("tinyimagenet_wrn16_8", "farms"): (14, {"conv1.weight", "fc.weight", "fc.bias", "bn.weight",
+        "bn.bias", "stages.0.0.shortcut.weight"}),
+    ("cifar100_resnet18", "farms"): (21, {f"layer{i}.0.downsample.1.{p}" for i in (2, 3, 4)
+        for p in ("weight", "bias")}),
+    ("cifar100_vgg16", "farms_inner"): (13, {"classifier.weight", "classifier.bias"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("experiment", "balance"), TUNED)
+def test_published_rows_tune_the_layers_that_they_say(
+    experiment: str, balance: str, tmp_path: Path
+) -> None:
+    wanted, at_base = TUNED[experiment, balance]
+    cfg = composed(tmp_path, f"experiment={experiment}", f"balance={balance}")
+    model = instantiate(cfg.model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    options = {**instantiate(cfg.balance).options, "assign": tempbalance.Constant(0.5)}
+    scheduler = tempbalance.TempBalanceLR(optimizer, model, **options)
+    assert len(scheduler.balancer.layers) == wanted
+    names = {id(p): name for name, p in model.named_parameters()}
+    kept = {names[id(p)] for g in optimizer.param_groups if g["lr"] == 1.0 for p in g["params"]}
+    assert kept == at_base
+
+
+def test_published_models_begin_and_see_as_released(tmp_path: Path) -> None:
+    for experiment in ("cifar10_resnet18", "cifar100_vgg16", "tinyimagenet_wrn16_8"):
+        model = instantiate(composed(tmp_path, f"experiment={experiment}").model)
+        for module in model.modules():
+            if isinstance(module, torch.nn.Conv2d):
+                bound = module.weight[0].numel() ** -0.5  # PyTorch's: uniform, 1 / sqrt(fan in)
+                assert 0.95 * bound < module.weight.abs().max().item() < 1.0001 * bound
+        stem = next(m for m in model.modules() if isinstance(m, torch.nn.Conv2d))
+        assert stem.stride == (1, 1)
+    cfg = composed(tmp_path, "experiment=cfd2d_fno", "balance=tb_sigmoid")
+    assert cfg.optimizer._target_.endswith("ComplexAdam")
+    assert list(cfg.balance.exclude) == ["SpectralConv"]
+
+
+def test_windows_by_layer_come_from_a_mapping_in_yaml() -> None:
+    text = """
+    windows:
+      Linear: {_target_: tempbalance.WholeMatrix}
+      "*": {_target_: tempbalance.Farms, rows: 8}
+    """
+    windows = instantiate(OmegaConf.create(text)).windows
+    model = torch.nn.Sequential(torch.nn.Conv2d(8, 20, 3), torch.nn.Linear(20, 40))
+    wanted = {"Linear": tempbalance.WholeMatrix(), "*": tempbalance.Farms(rows=8)}
+    got, same = (tempbalance.analyze(model, windows=each) for each in (windows, wanted))
+    assert [r.alpha for r in got] == [r.alpha for r in same]
+    assert (
+        got["1"].alpha == tempbalance.analyze(model, windows=tempbalance.WholeMatrix())["1"].alpha
+    )
+    balancer = tempbalance.Balancer(model, windows=windows)
+    assert balancer.options.windows == tempbalance.ByLayer(wanted)
+
+
+def test_published_settings_for_language_models(tmp_path: Path) -> None:
+    callback = instantiate(composed(tmp_path, "experiment=lm_1b", "balance=llr").balance)
+    options = callback.options
+    assert options["assign"] == tempbalance.LinearMap(1.0, 5.0)
+    assert dict(options["fixed"]) == {"*lm_head": 5.0, "Embedding": 5.0}
+    assert options["windows"] == tempbalance.WholeMatrix()
+    assert options["fit"] == tempbalance.Hill(2)
+    assert (callback.by_step, callback.every) == (True, 100)
+    assert (options["ramp"], options["hold"], options["min_eigs"]) == (50, 8000, 50)
+    cfg = composed(tmp_path, "balance=tb_sigmoid_block", "tuned.sigmoid.s=[2,1]")
+    callback = instantiate(cfg.balance)
+    assert callback.options["assign"] == tempbalance.SigmoidMap((2.0, 1.0), 10.0)
+    assert callback.options["fit"] == tempbalance.Hill(1.5)
+    assert (callback.options["unit"], callback.every, callback.by_step) == ("block", 100, True)
 
 
 def test_rates_of_the_published_rows(tmp_path: Path) -> None:
@@ -155,14 +250,21 @@ LARGE = ("cifar100_resnet34", "cifar100_vgg19", "tinyimagenet_wrn16_8")
 def test_every_experiment_runs_a_step(experiment: str, tmp_path: Path) -> None:
     balance = "none" if experiment in LARGE else "farms"
     overrides = [f"experiment={experiment}", f"balance={balance}", "trainer.fast_dev_run=true"]
-    cfg = substitute(composed(tmp_path, *overrides))
+    if experiment == "sst2_minilm":
+        root, encoder = sentences(tmp_path / "sst2", 8), save_encoder(tmp_path / "encoder")
+        small = ["tuned.min_eigs=5", "data.share=1"]
+        cfg = composed(
+            tmp_path, *overrides, *small, f"model.encoder={encoder}", f"data.root={root}"
+        )
+    else:
+        cfg = substitute(composed(tmp_path, *overrides, *NEEDED.get(experiment, ())))
     result = train(cfg)
     assert result["name"] == experiment
     assert math.isfinite(result["value"])
     assert math.isfinite(result["last"]["train/loss"])
 
 
-@pytest.mark.parametrize("balance", METHODS)
+@pytest.mark.parametrize("balance", [name for name in METHODS if name not in LANGUAGE])
 def test_every_method_runs_a_step(balance: str, tmp_path: Path) -> None:
     epochs = 2 if balance == "frozen" else 1  # measured first after a third of training
     overrides = ("experiment=quickstart", f"balance={balance}", f"trainer.max_epochs={epochs}")
@@ -208,7 +310,9 @@ def test_trainers_and_loggers_compose(trainer: str, logger: str, tmp_path: Path)
 
 @pytest.mark.parametrize("data", options("data"))
 def test_data_modules_take_their_configuration(data: str, tmp_path: Path) -> None:
-    cfg = composed(tmp_path, f"data={data}", f"data_root={tmp_path}", "model=unet")
+    needed = {"sst2": ["model=encoder"], "text": ["model=llama", "data.path=text.txt"]}
+    given = needed.get(data, ["model=unet"])
+    cfg = composed(tmp_path, f"data={data}", f"data_root={tmp_path}", *given)
     asked = {name for name in cfg.problem if OmegaConf.is_missing(cfg.problem, name)}
     # Only the owner of the images knows their classes.
     assert asked == ({"num_classes"} if data == "image_folder" else set())

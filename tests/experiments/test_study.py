@@ -12,10 +12,14 @@ import torch
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from experiments import report, study, study_numbers, study_table, sweep
-from experiments.study_cells import CELLS, CONTROLS, METHODS, TUNING_SEED, VARIANTS, Cell
-from experiments.study_files import RESULTS, best_rate, load, mean_by_rate, save, widened
-from experiments.study_files import Run as StudyRun
+from experiments import sweep
+from experiments.study import numbers, table
+from experiments.study import run as study
+from experiments.study.__main__ import main
+from experiments.study.cells import CELLS, CONTROLS, METHODS, TUNING_SEED, VARIANTS, Cell
+from experiments.study.files import RESULTS, best_rate, load, mean_by_rate, save, widened
+from experiments.study.files import Run as StudyRun
+from experiments.study.write import write_study
 
 TOY = Cell("toy", "Toy", (), (0.1, 0.2, 0.4), {"uniform": 4, "farms": 4, "pertype": 4}, 2)
 
@@ -144,7 +148,7 @@ def test_tables_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         ("pertype", 0.1, (1.0, 2.0, 3.0, 5.0)),
     )
     save(tmp_path / "toy.csv", runs)
-    found = study_numbers.read(TOY, tmp_path)
+    found = numbers.read(TOY, tmp_path)
     assert found is not None and found.complete and found.edges == []
     *others, beside = found.own
     assert beside.variant == "uniform" and beside.difference is not None
@@ -164,17 +168,17 @@ def test_tables_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert pertype.p == pytest.approx(0.625)  # sign test of 3 against 1
     against = found.pair("farms", "pertype")
     assert against is not None and (against.wins, against.n) == (1, 4)
-    text = "\n".join(study_table.section(found))
+    text = "\n".join(table.section(found))
     assert "| farms | 0.1 | 4 |" in text and "(1 diverged)" in text
     assert "both at 0.2, the rate of 2 of 3" in text and "Not finished" not in text
 
-    monkeypatch.setattr(study_table, "CELLS", {"toy": TOY, "gpu": CELLS["cifar100_vgg16"]})
-    whole = study_table.markdown(tmp_path)
+    monkeypatch.setattr(table, "CELLS", {"toy": TOY, "gpu": CELLS["cifar100_vgg16"]})
+    whole = table.markdown(tmp_path)
     assert "Not run (no GPU was at hand): `python -m experiments.study cifar100_vgg16`" in whole
 
 
 def test_all_cells_beside_each_other_and_corrected_together(tmp_path: Path) -> None:
-    def cell(name: str, farms: tuple[float, ...]) -> study_numbers.Cellwise:
+    def cell(name: str, farms: tuple[float, ...]) -> numbers.Cellwise:
         base = (1.0, 2.0, 2.0, 3.0)
         save(
             tmp_path / f"{name}.csv",
@@ -187,14 +191,14 @@ def test_all_cells_beside_each_other_and_corrected_together(tmp_path: Path) -> N
                 ("pertype", 0.1, (1.0, 1.1, 0.9, 1.0)),
             ),
         )
-        found = study_numbers.read(dataclasses.replace(TOY, name=name), tmp_path)
+        found = numbers.read(dataclasses.replace(TOY, name=name), tmp_path)
         assert found is not None
         return found
 
     first = cell("first", (0.9, 1.901, 1.899, 2.9))  # 5% better by 4 digits
     second = cell("second", (0.9, 2.0, 1.8, 3.0))
     assert [row.rate for row in first.level] == [0.1] * 3
-    text = study_table.overview([first, second])
+    text = table.overview([first, second])
     own, level = (text.index(line) for line in text if line.endswith(":"))
     row = next(line for line in text[own:level] if line.startswith("| farms"))
     left, right = (part.strip() for part in row.split("|")[2:4])
@@ -202,12 +206,12 @@ def test_all_cells_beside_each_other_and_corrected_together(tmp_path: Path) -> N
     row = next(line for line in text[level:] if line.startswith("| farms"))
     assert "+35.00" in row.split("|")[2]  # of uniform's mean at 0.1
     assert "| uniform: rate, seeds | 0.1, 4 | 0.1, 4 |" in text[level:]
-    assert study_table.overview([first]) == []
+    assert table.overview([first]) == []
 
 
 def test_equal_methods_do_not_differ_in_percent() -> None:
     # A mean of ratios would be +25%.
-    found = study_numbers.compare({0: 1.0, 1: 2.0}, {0: 2.0, 1: 1.0}, "min")
+    found = numbers.compare({0: 1.0, 1: 2.0}, {0: 2.0, 1: 1.0}, "min")
     assert found is not None and found.mean == 0.0
 
 
@@ -218,10 +222,10 @@ def test_an_unfinished_cell_says_so_and_has_no_p(tmp_path: Path) -> None:
         ("pertype", 0.2, (0.4, 0.9)),
     )
     save(tmp_path / "toy.csv", few)
-    found = study_numbers.read(TOY, tmp_path)
+    found = numbers.read(TOY, tmp_path)
     assert found is not None and not found.complete and found.matched == {}
     assert all(row.p is None for row in found.own)
-    text = "\n".join(study_table.section(found))
+    text = "\n".join(table.section(found))
     assert "**Not finished**" in text and "| pertype | 0.2 | 2 of 4 |" in text
 
 
@@ -229,9 +233,9 @@ def test_a_best_rate_at_an_edge_is_named(tmp_path: Path) -> None:
     runs = _toy(("uniform", 0.2, (1.0, 2.0)), ("farms", 0.2, (1.0, 2.0)))
     runs = [run for run in runs if (run.variant, run.rate) != ("farms", 0.1)]
     save(tmp_path / "toy.csv", runs)
-    found = study_numbers.read(TOY, tmp_path)
+    found = numbers.read(TOY, tmp_path)
     assert found is not None and found.edges == ["farms"]
-    assert "edge of the rates that were tried: farms." in "\n".join(study_table.section(found))
+    assert "edge of the rates that were tried: farms." in "\n".join(table.section(found))
 
 
 def test_sensitivity_is_against_farms_on_the_same_seeds(tmp_path: Path) -> None:
@@ -244,7 +248,7 @@ def test_sensitivity_is_against_farms_on_the_same_seeds(tmp_path: Path) -> None:
         ("farms", 0.05, (1.0, 2.0)),
     )
     save(tmp_path / "toy.csv", runs)
-    found = study_numbers.read(cell, tmp_path)
+    found = numbers.read(cell, tmp_path)
     assert found is not None
     rows = {row.variant: row for row in found.extra}
     assert {name: row.n for name, row in rows.items()} == {"farms": 3, "uniform": 3, "farms x": 3}
@@ -252,7 +256,7 @@ def test_sensitivity_is_against_farms_on_the_same_seeds(tmp_path: Path) -> None:
     assert x is not None and x.mean == pytest.approx(-50.0)
     low = {row.variant: row for row in found.untuned}["farms"].difference
     assert low is not None and low.mean == pytest.approx(-40.0)
-    text = "\n".join(study_table.section(found))
+    text = "\n".join(table.section(found))
     assert "difference from farms" in text and "far below the best, 0.05" in text
 
 
@@ -264,12 +268,12 @@ def test_late_variants_are_against_uniform_at_their_rate(tmp_path: Path) -> None
         ("late farms", 0.4, (1.0, 1.5)),
     )
     save(tmp_path / "toy.csv", runs)
-    found = study_numbers.read(cell, tmp_path)
+    found = numbers.read(cell, tmp_path)
     assert found is not None
     assert {row.variant: row.n for row in found.late} == {"uniform": 3, "late farms": 2}
     late = found.late[-1].difference
     assert late is not None and late.mean == pytest.approx(-37.5)
-    assert "Started after a third of the training, at 0.4" in "\n".join(study_table.section(found))
+    assert "Started after a third of the training, at 0.4" in "\n".join(table.section(found))
 
 
 def test_late_variants_share_a_third_of_their_training_with_uniform() -> None:
@@ -288,7 +292,7 @@ def test_late_variants_share_a_third_of_their_training_with_uniform() -> None:
 
 
 def test_committed_results_are_what_the_report_writes() -> None:
-    assert (RESULTS.parent / "results.md").read_text() == study_table.markdown()
+    assert (RESULTS.parent / "results.md").read_text() == table.markdown()
 
 
 def test_report_without_folders_writes_the_study(tmp_path: Path) -> None:
@@ -301,7 +305,7 @@ def test_report_without_folders_writes_the_study(tmp_path: Path) -> None:
     folder = tmp_path / "results"
     save(folder / f"{cell.name}.csv", runs)
     (folder / "conclusions.md").write_text("## In short\n\nNothing.\n")
-    paths = report.write_study(folder)
+    paths = write_study(folder)
     text = paths[0].read_text()
     assert text.index("In short") < text.index(cell.title)
     assert "(images/study.png)" in text
@@ -338,7 +342,7 @@ def test_runs_of_other_settings_are_not_taken_over(tmp_path: Path) -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_cell_for_gpus_says_that_there_is_none(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="cifar100_vgg16 needs a GPU"):
-        study.main(["cifar100_vgg16", "--results", str(tmp_path)])
+        main(["cifar100_vgg16", "--results", str(tmp_path)])
 
 
 @pytest.mark.slow

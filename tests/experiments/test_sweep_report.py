@@ -14,7 +14,7 @@ import pytest
 from matplotlib.image import imread
 from rich.console import Console
 
-from experiments import pictures, report, statistics
+from experiments import pictures, report, results, statistics
 
 
 def write_run(folder: Path, method: str, seed: int, value: float | None, **more: Any) -> None:
@@ -40,9 +40,9 @@ def write_run(folder: Path, method: str, seed: int, value: float | None, **more:
     (where / "result.json").write_text(json.dumps(run))
 
 
-def rows_of(folder: Path) -> tuple[dict[str, report.Row], list[str]]:
-    cells, notes = report.load([folder])
-    found = report.summarize(cells, notes)
+def rows_of(folder: Path) -> tuple[dict[str, results.Row], list[str]]:
+    cells, notes = results.load([folder])
+    found = results.summarize(cells, notes)
     return {row.method: row for row in found.rows}, found.notes
 
 
@@ -119,7 +119,7 @@ def test_one_seed_has_no_interval_and_says_so(tmp_path: Path) -> None:
     assert difference.low is difference.high is difference.p is None
     assert rows["tb"].value.se is None
     assert any("tb: one seed" in note for note in notes)
-    text = report.markdown(report.summarize(*report.load([tmp_path])))
+    text = report.markdown(results.summarize(*results.load([tmp_path])))
     assert "nan" not in text.lower()
 
 
@@ -147,7 +147,7 @@ def test_no_common_seed_and_no_baseline(tmp_path: Path) -> None:
 def test_settings_and_metrics_are_cells_of_their_own(tmp_path: Path) -> None:
     for share in ("data.share=0.1", "data.share=1.0"):
         write_run(tmp_path, "none", 1, 0.5, settings=[share])
-    cells, _ = report.load([tmp_path])
+    cells, _ = results.load([tmp_path])
     assert sorted(cell.title for cell in cells) == ["toy data.share=0.1", "toy data.share=1.0"]
 
 
@@ -172,14 +172,14 @@ def test_mixed_origins_failures_and_trials_are_told(tmp_path: Path) -> None:
     assert f"not finished (killed, or running): {killed}" in "\n".join(rows_of(tmp_path)[1])
     (killed / "result.json").write_text('{"name":')
     with pytest.raises(ValueError, match=r"farms-seed9.*no readable JSON.*run that job again"):
-        report.load([tmp_path])
+        results.load([tmp_path])
 
 
 def test_same_run_twice_is_refused(tmp_path: Path) -> None:
     write_run(tmp_path / "a", "none", 1, 0.5)
     write_run(tmp_path / "b", "none", 1, 0.5)
     with pytest.raises(ValueError, match="second run of none with seed 1"):
-        report.load([tmp_path])
+        results.load([tmp_path])
 
 
 def test_command_line_writes_three_files(

@@ -6,10 +6,10 @@ import functools
 import math
 from typing import Any
 
-import lightning.pytorch as pl
 import pytest
+import pytorch_lightning as pl
 import torch
-from lightning.pytorch.callbacks import Callback
+from pytorch_lightning.callbacks import Callback
 from standins import Doubled, RandomData
 from torch import Tensor, nn
 

@@ -15,8 +15,7 @@ from tempbalance import analyze
 from tempbalance.layers.find import find_layers
 from tempbalance.layers.layer import Layers
 from tempbalance.layers.walk import named_parameters
-from tempbalance.readers import Matrix, register
-from tempbalance.readers.registry import _READERS
+from tempbalance.readers import _READERS, Matrix, register
 
 
 def check(model: nn.Module, fused: dict[str, Any] | None = None) -> Layers:

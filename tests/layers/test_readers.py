@@ -203,6 +203,21 @@ def test_experts_stored_expert_below_expert() -> None:
     assert torch.allclose(w2 @ (F.silu(w1 @ x) * (v1 @ x)), module.expert(1, x), atol=1e-5)
 
 
+def test_experts_and_routers_with_names_of_their_own() -> None:
+    """What has the module's number of experts is a stack or a router, whatever its name."""
+    module = stand_in(
+        "own.Sparse", up=torch.randn(4, 8, 6), router=torch.randn(6, 4), mixing=torch.randn(6, 6)
+    )
+    module.num_experts = 4  # type: ignore[assignment]
+    layers = by_name(module)
+    assert {name: layer.shape for name, layer in layers.items()} == {
+        "up": (4, 8, 6),
+        "router": (1, 6, 4),
+    }
+    assert not any(layer.guessed for layer in layers.values())
+    assert "register" in reasons(module)["mixing"]
+
+
 @pytest.mark.parametrize("targets", [["gate_up_proj"], ["gate_up_proj", "down_proj"]])
 def test_lora_on_expert_stacks_is_the_weight_in_use(targets: list[str]) -> None:
     peft = pytest.importorskip("peft")

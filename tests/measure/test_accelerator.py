@@ -30,7 +30,7 @@ from tempbalance.measure import measure as measured
 from tempbalance.measure.measurement import Measurement
 from tempbalance.measure.method import Method
 from tempbalance.measure.snapshot import attempt_later
-from tempbalance.spectra import batches, gpu, gram, scale, spectrum
+from tempbalance.spectra import batches, gpu, gram, scale
 
 WINDOWS = {
     "whole": tb.WholeMatrix(),
@@ -493,7 +493,6 @@ def test_a_large_window_in_parts(
 
 def test_a_window_over_the_budget_is_named_once(caplog: pytest.LogCaptureFixture) -> None:
     layers = find_layers(nn.ModuleDict({"big": nn.Linear(123, 77)})).layers
-    spectrum._say_over.cache_clear()
     with caplog.at_level(logging.WARNING, logger="tempbalance"):
         for _ in range(2):
             measured(layers, budget=1000)

@@ -14,6 +14,7 @@ from torch import nn
 
 import tempbalance as tb
 from tempbalance.plots import report as plots
+from tempbalance.plots import style
 
 pytest.importorskip("matplotlib")
 
@@ -22,13 +23,13 @@ pytest.importorskip("matplotlib")
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The figures that are saved, kept for a look."""
     figures: list[Any] = []
-    save = plots._save
+    save = plots.save
 
     def keep(figure: Any, path: Any) -> None:
         figures.append(figure)
-        save(figure, path)
+        return save(figure, path)
 
-    monkeypatch.setattr(plots, "_save", keep)
+    monkeypatch.setattr(plots, "save", keep)
     return figures
 
 
@@ -73,9 +74,9 @@ def test_the_drawn_tail_is_the_fitted_density(tmp_path: Path, drawn: list[Any]) 
 
 def test_the_histogram_is_a_density() -> None:
     values = np.sort(np.random.default_rng(0).pareto(1.5, 4000) + 1)
-    edges, density = plots._histogram(values, values[0])
+    edges, density = style.histogram(values, values[0])
     assert (density * np.diff(edges)).sum() == pytest.approx(1.0)
-    edges, density = plots._histogram(values, values[400])
+    edges, density = style.histogram(values, values[400])
     assert (density * np.diff(edges)).sum() == pytest.approx(0.9)
 
 
@@ -94,6 +95,32 @@ def test_overview_shows_every_layer(tmp_path: Path, drawn: list[Any], layers: in
     ticks = [t.get_text() for t in depth.get_xticklabels()]
     assert len(ticks) == layers + 1 if layers < 40 else len(ticks) <= 20
     assert any(t.startswith("Linear") for t in legend(depth))
+
+
+def test_the_level_is_that_of_random_matrices_of_the_shapes() -> None:
+    """No line at 2 for all: a small layer reads another alpha at random than a large one."""
+    model = nn.Sequential(nn.Linear(16, 16), nn.Linear(200, 200))
+    report = tb.analyze(model, windows=tb.WholeMatrix())
+    axes = report.plot().axes[0]
+    (level,) = [x for x in axes.lines if "random matrix" in str(x.get_label())]
+    assert list(level.get_xdata()) == [0, 1]
+    np.testing.assert_allclose(
+        np.asarray(level.get_ydata()), [report.level()["0"], report.level()["1"]]
+    )
+    for weight in model.parameters():
+        nn.init.normal_(weight)
+    large = tb.analyze(model, windows=tb.WholeMatrix())["1"].alpha
+    assert report.level()["1"] == pytest.approx(large, abs=0.05)
+    assert not [x for x in axes.lines if len(set(np.asarray(x.get_ydata()).tolist())) == 1]
+
+
+@pytest.mark.parametrize(
+    ("suffix", "start"), [("pdf", b"%PDF"), ("svg", b"<?xml"), ("png", b"\x89PNG")]
+)
+def test_the_suffix_says_the_format(tmp_path: Path, suffix: str, start: bytes) -> None:
+    figure = tb.analyze(network()).plot(tmp_path / f"a.{suffix}")
+    assert (tmp_path / f"a.{suffix}").read_bytes().startswith(start)
+    assert figure.axes
 
 
 def test_overview_marks_layers_without_alpha(tmp_path: Path, drawn: list[Any]) -> None:

@@ -25,8 +25,19 @@ ALLOWED: dict[str, set[str]] = {
     "optim": {"balance", "measure", "assign", "layers", "readers", "spectra", "words"},
     "plots": {"measure", "words"},
     "analysis": {"plots", "measure", "layers", "readers", "spectra", "words"},
+    "pruning": {"analysis", "measure", "layers", "readers", "spectra", "words"},
     "runs": {"plots", "measure", "words"},
-    "cli": {"runs", "analysis", "plots", "measure", "layers", "readers", "spectra", "words"},
+    "cli": {
+        "runs",
+        "pruning",
+        "analysis",
+        "plots",
+        "measure",
+        "layers",
+        "readers",
+        "spectra",
+        "words",
+    },
     "integrations": {"optim", "balance", "runs", "analysis", "measure", "assign", "words"},
     "__main__": {"cli"},
 }
@@ -157,3 +168,9 @@ def test_every_public_name_is_there() -> None:
     assert all(hasattr(tempbalance, name) for name in tempbalance.__all__)
     public = {"analyze", "Report", "Farms", "WholeMatrix", "Hill", "KSFit", "PeakFit"}
     assert public <= set(tempbalance.__all__)
+
+
+def test_the_picture_of_the_rooms_is_that_of_the_imports() -> None:
+    script = ROOT / "docs" / "draw_architecture.py"
+    drawn = subprocess.run([sys.executable, str(script), "--check"], timeout=60)
+    assert drawn.returncode == 0, "draw it again: python docs/draw_architecture.py"

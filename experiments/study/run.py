@@ -1,17 +1,13 @@
-"""Run the study of docs/study.md, a cell at a time, and keep its results in small files.
+"""One run of the study, and the stages that a cell goes through.
 
-    python -m experiments.study                       # what there is, and how much of it is done
-    python -m experiments.study darcy_fno_5 --jobs 2  # run what is missing of a cell
-
-A cell goes through three stages, each decided by the one before and by validation data alone:
-uniform over its grid of rates; every method at the rates around uniform's best; then all of them
+Uniform over its grid of rates; every method at the rates around uniform's best; then all of them
 on the final seeds, at uniform's rate and at their own, and uniform at the rates beside its best
-too. A best rate at an edge widens the grid.
+too. Each stage is decided by the one before and by validation data alone. A best rate at an edge
+widens the grid.
 """
 
 from __future__ import annotations
 
-import argparse
 import logging
 import math
 import multiprocessing
@@ -22,16 +18,11 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
-from experiments import extras  # noqa: F401  (first: says what to install)
-
-# isort: split
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from experiments import provenance, sweep
-from experiments.study_cells import (
-    CELLS,
+from experiments.study.cells import (
     COMMON,
     LATE_SEEDS,
     TUNING_SEED,
@@ -40,7 +31,7 @@ from experiments.study_cells import (
     VARIANTS,
     Cell,
 )
-from experiments.study_files import FACTOR, RESULTS, Run, best_rate, load, path_of, save, widened
+from experiments.study.files import FACTOR, Run, best_rate, load, path_of, save, widened
 
 # A grid of rates is widened so often at most.
 _WIDER = 4
@@ -94,7 +85,7 @@ def run_one(cell: Cell, variant: str, rate: float, seed: int, outputs: str) -> R
 
 def _quiet() -> None:
     """Of a worker: hundreds of runs say the same."""
-    for name in ("lightning.pytorch", "lightning.fabric", "tempbalance"):
+    for name in ("pytorch_lightning", "lightning_fabric", "tempbalance"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
 
@@ -218,44 +209,3 @@ class Study:
                 self.runs[run.key] = run
                 save(self.path, self.runs.values())
                 progress.advance(bar)
-
-
-def show(folder: Path, console: Console) -> None:
-    """List the cells and the runs that each has."""
-    for cell in CELLS.values():
-        runs = load(path_of(cell, folder))
-        console.print(f"{cell.name:<20} {len(runs):>5} runs   {cell.title}", highlight=False)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.study", description="Run cells of the study."
-    )
-    parser.add_argument("cells", nargs="*", choices=[*CELLS, []], help="default: list them")
-    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
-    parser.add_argument("--extra", type=int, metavar="SEEDS", help="sensitivity instead")
-    parser.add_argument("--late", action="store_true", help="the variants that start late instead")
-    parser.add_argument("--neighbours", action="store_true", help="uniform beside its best alone")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results")
-    chosen = parser.parse_args(arguments)
-    console = Console()
-    if not chosen.cells:
-        show(chosen.results, console)
-    for name in chosen.cells:
-        if CELLS[name].gpu and not torch.cuda.is_available():
-            raise SystemExit(f"{name} needs a GPU, and torch sees none")
-        study = Study(CELLS[name], chosen.jobs, chosen.results, console)
-        if chosen.extra is not None:
-            study.extra(chosen.extra)
-        elif chosen.late:
-            study.late()
-        elif chosen.neighbours:
-            study.neighbours()
-        else:
-            study.go()
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

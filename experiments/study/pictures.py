@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.pictures import blank
-from experiments.study_cells import METHODS
-from experiments.study_files import mean_by_rate
-from experiments.study_numbers import Cellwise
+from experiments.study.cells import METHODS
+from experiments.study.files import mean_by_rate
+from experiments.study.numbers import Cellwise
 
 _METHOD, _CONTROL = "#1a73e8", "#80868b"
 

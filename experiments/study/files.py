@@ -9,9 +9,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from experiments.study_cells import TUNING_SEED, Cell
+from experiments.study.cells import TUNING_SEED, Cell
 
-RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results"
+RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results"
 # The grid of rates goes on by this factor.
 FACTOR = 2.0
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from experiments import statistics
-from experiments.study_cells import TUNING_SEED, UNTUNED, Cell
-from experiments.study_files import FACTOR, RESULTS, Run, best_rate, load, mean_by_rate, path_of
+from experiments.study.cells import TUNING_SEED, UNTUNED, Cell
+from experiments.study.files import FACTOR, RESULTS, Run, best_rate, load, mean_by_rate, path_of
 
 # Beside each change of the sensitivity table stand these, at the same rate and seeds.
 _BESIDE = ("uniform", "farms_sigmoid", "shuffled", "pertype", "constant")

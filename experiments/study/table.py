@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments import statistics
-from experiments.study_cells import CELLS, METHODS, TUNING_SEED, VARIANTS, WITHOUT_SPECTRAL, Cell
-from experiments.study_files import RESULTS, Run, mean_by_rate
-from experiments.study_numbers import Cellwise, Row, read
+from experiments.study.cells import CELLS, METHODS, TUNING_SEED, VARIANTS, WITHOUT_SPECTRAL, Cell
+from experiments.study.files import RESULTS, Run, mean_by_rate
+from experiments.study.numbers import Cellwise, Row, read
 
 # Alpha is credited only where a method beats these too.
 RIVALS = ("shuffled", "type_unit", "pertype", "constant")

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 COMMON = ("threads=1", "callbacks=none", "logger=none", "trainer.enable_progress_bar=false")
 _QUIET = ("+balance.log=none", "+balance.esd=false", "+balance.warn=false")
 _REST = "tuned.exclude=[SpectralConv]"
+# Unlike the published FNO: torch's Adam, and spectral weights that vote.
+_AS_STUDIED = ("optimizer=adam", "tuned.exclude=[]")
 _GENTLE = ("tuned.farms.s1=0.9", "tuned.farms.s2=1.1")
 
 # Tuning and final seeds are different ones: those from here on tune.
@@ -105,6 +107,7 @@ def _darcy(model: str, share: float, epochs: int, sigmoid: float, *more: str) ->
         f"trainer.max_epochs={epochs}",
         f"trainer.check_val_every_n_epoch={epochs // 10}",
         f"tuned.sigmoid.s={sigmoid}",
+        *(_AS_STUDIED if model == "fno" else ()),
         *more,
     )
 
@@ -241,6 +244,7 @@ _CELLS = (
         (
             "experiment=cfd2d_fno",
             "data=navier_stokes",
+            *_AS_STUDIED,
             "+data.n_train=40",
             "+data.n_test=40",
             "+data.resolution=32",

@@ -1,0 +1,213 @@
+"""WeightWatcher side by side: the same weights, one process, in turn, each fit included.
+
+    pip install weightwatcher
+    python -m benchmarks.weightwatcher
+    python -m benchmarks.weightwatcher --files model.safetensors weights.pth
+
+Every column is compared before any time is given. ``details`` is the same table as its
+``analyze()`` (float64, its columns); ``analyze`` is ``tempbalance.analyze`` of whole matrices by
+the same fit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import logging
+import math
+import statistics
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+from torch import Tensor, nn
+
+from benchmarks.clocks import compare
+from benchmarks.command import Record, console, parser, progress, threads_kept
+from tempbalance import KSFit, WholeMatrix, analyze
+from tempbalance.analysis.metrics import Row, details, model_weights, module_ids
+
+TOLERANCE = 1e-6  # relative, of every number of the table
+ALPHA = 1e-3  # of alpha by analyze(), in float32: another of two tails that are nearly as near
+TARGET = 5.0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print a table and write the file; 1 where figures disagree or a target is missed."""
+    options = _parse(argv)
+    try:
+        watch = _weightwatcher()
+    except ImportError as error:
+        print(f"not run: {error}; pip install weightwatcher", file=sys.stderr)
+        return 1
+    record, rows = Record("weightwatcher", "cpu"), []
+    with progress(len(options.networks)) as step:
+        for name, build in options.networks.items():
+            step(name)
+            rows.append(bench(name, build(), watch, options.repeats))
+    _print(rows)
+    print(record.save(rows, {"repeats": options.repeats}, options.json))
+    failed = any(row["disagrees"] for row in rows)
+    missed = any(not row["disagrees"] and row["ratio"] < TARGET for row in rows)
+    return int(failed or (options.check and missed))
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    made = parser("weightwatcher", __doc__, cuda=False)
+    made.add_argument("--networks", nargs="*", choices=NETWORKS, help="default: all")
+    made.add_argument("--files", nargs="*", default=[], help="state dicts (.safetensors, .pt)")
+    made.add_argument("--repeats", type=int, default=3)
+    made.add_argument("--check", action="store_true", help="fail where a target is missed")
+    options = made.parse_args(argv)
+    names = NETWORKS if options.networks is None else options.networks
+    options.networks = {name: NETWORKS[name] for name in names}
+    options.networks |= {Path(f).name: lambda f=f: from_file(f) for f in options.files}
+    return options
+
+
+# --- networks ------------------------------------------------------------------------------------
+
+
+def _resnet18() -> nn.Module:
+    from torchvision.models import resnet18
+
+    return resnet18()
+
+
+def _transformer() -> nn.Module:
+    """The matrices of six blocks of width 384, each a layer of its own as in MiniLM."""
+    shapes = {"q": (384, 384), "k": (384, 384), "v": (384, 384), "o": (384, 384)}
+    shapes |= {"up": (1536, 384), "down": (384, 1536)}
+    made = {f"{i}_{name}": nn.Linear(*shape[::-1]) for i in range(6) for name, shape in
+            shapes.items()}  # fmt: skip
+    return nn.ModuleDict(made)
+
+
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "resnet18": _resnet18,
+    "transformer": _transformer,
+}
+
+
+def from_file(path: str) -> nn.Module:
+    """The matrices and 2-d convolutions of a state dict, each as a layer."""
+    if path.endswith(".safetensors"):
+        from safetensors.torch import load_file
+
+        state: dict[str, Any] = load_file(path)
+    else:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = state.get("model_state_dict", state.get("state_dict", state))
+    model = nn.ModuleDict()
+    for name, weight in state.items():
+        if isinstance(weight, Tensor) and weight.is_floating_point() and weight.ndim in (2, 4):
+            model[name.removesuffix(".weight").replace(".", "/")] = _layer(weight.float())
+    return model
+
+
+def _layer(weight: Tensor) -> nn.Module:
+    layer = nn.Linear(1, 1, bias=False) if weight.ndim == 2 else nn.Conv2d(1, 1, 1, bias=False)
+    layer.weight = nn.Parameter(weight)
+    return layer
+
+
+# --- one network ---------------------------------------------------------------------------------
+
+Watch = Callable[[nn.Module], list[Row]]
+
+
+def _weightwatcher() -> Watch:
+    """Its analyze(), as rows; what it prints and warns about is left out."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import weightwatcher
+    logging.getLogger("weightwatcher").setLevel(logging.CRITICAL)
+
+    def watch(model: nn.Module) -> list[Row]:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            frame = weightwatcher.WeightWatcher(model=model).analyze()
+        rows: list[Row] = frame.to_dict("records")
+        return rows
+
+    return watch
+
+
+def bench(name: str, model: nn.Module, watch: Watch, repeats: int) -> dict[str, Any]:
+    """A row: agreement, then seconds in turn and their ratios."""
+
+    def table() -> list[Row]:
+        return details(model_weights(model), ids=module_ids(model))
+
+    def plain() -> Any:
+        return analyze(model, windows=WholeMatrix(), fit=KSFit())
+
+    theirs = watch(model)
+    row: dict[str, Any] = {"network": name, "layers": len(theirs)}
+    said = [*disagreements(theirs, table()), *_alphas_off(theirs, plain())]
+    if said:
+        return {**row, "disagrees": said[:20]}
+    with threads_kept():
+        works = {"weightwatcher": lambda: watch(model), "details": table, "analyze": plain}
+        times = compare(works, repeats, torch.device("cpu"))
+    row |= {"disagrees": [], "times": times}
+    for work, key in (("details", "ratio"), ("analyze", "ratio_analyze")):
+        pairs = zip(times["weightwatcher"], times[work], strict=True)
+        row[key] = statistics.median(old / new for old, new in pairs)
+    return row
+
+
+def disagreements(theirs: Sequence[Row], ours: Sequence[Row]) -> list[str]:
+    """Every number or word that differs, layer by layer."""
+    found = []
+    by_name = {row["longname"]: row for row in ours}
+    if by_name.keys() != {row["longname"] for row in theirs}:
+        found.append("the layers differ")
+    for row in theirs:
+        mine = by_name.get(row["longname"], {})
+        for column, value in row.items():
+            if not _same(value, mine.get(column)):
+                found.append(f"{row['longname']}: {column} {value!r}, ours {mine.get(column)!r}")
+    return found
+
+
+def _same(value: Any, mine: Any) -> bool:
+    if isinstance(value, str) or isinstance(mine, str) or mine is None:
+        return bool(value == mine)
+    return math.isclose(value, mine, rel_tol=TOLERANCE, abs_tol=1e-12)
+
+
+def _alphas_off(theirs: Sequence[Row], report: Any) -> list[str]:
+    alphas = {layer.name: layer.alpha for layer in report if layer.alpha is not None}
+    return [
+        f"{row['longname']}: alpha {row['alpha']}, analyze has {alphas[row['longname']]}"
+        for row in theirs
+        if row["longname"] in alphas
+        and int(row["num_evals"]) >= 20  # below, it corrects alpha for bias
+        and not row["weak_rank_loss"]  # it fits what is above 1e-5, analyze all that is not zero
+        and not math.isclose(float(row["alpha"]), alphas[row["longname"]], rel_tol=ALPHA)
+    ]
+
+
+def _print(rows: Sequence[dict[str, Any]]) -> None:
+    table = Table(box=None)
+    table.add_column("network")
+    for title in ("layers", "weightwatcher s", "details s", "ratio", "analyze s", "ratio"):
+        table.add_column(title, justify="right")
+    for row in rows:
+        if row["disagrees"]:
+            table.add_row(row["network"], *row["disagrees"][:1])
+            continue
+        old, new, plain = (f"{statistics.median(times):.3f}" for times in row["times"].values())
+        ratios = f"{row['ratio']:.1f}", f"{row['ratio_analyze']:.1f}"
+        table.add_row(row["network"], str(row["layers"]), old, new, ratios[0], plain, ratios[1])
+    console().print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
