@@ -34,7 +34,7 @@ class SumTransformer(nn.Module):
     Source: Power et al. 2022 (arXiv 2201.02177), here with attention to all three places.
     """
 
-    def __init__(self, num_classes: int, width: int = 128, heads: int = 4, layers: int = 1) -> None:
+    def __init__(self, num_classes: int, width: int = 64, heads: int = 4, layers: int = 1) -> None:
         super().__init__()
         self.tokens = nn.Embedding(num_classes + 1, width)
         self.places = nn.Parameter(torch.randn(3, width))
