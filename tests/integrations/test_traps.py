@@ -31,7 +31,7 @@ def said(caplog: Any) -> list[str]:
     return [r.getMessage() for r in caplog.records if "correlation traps" in r.getMessage()]
 
 
-# --- Lightning -------------------------------------------------------------------------------------
+# --- Lightning -----------------------------
 
 
 def lightning(tmp_path: Path, epochs: int, callback: Any, grown: Grown | None = None) -> Any:
@@ -116,7 +116,7 @@ def test_lightning_does_not_look_unless_asked(tmp_path: Path, caplog: Any) -> No
 
 @pytest.mark.filterwarnings("ignore")
 def test_lightning_goes_on_where_a_checkpoint_left_off(tmp_path: Path, caplog: Any) -> None:
-    """Two looks before the checkpoint and one after make three; a layer named is not named again."""
+    """Two looks before the checkpoint and one after make three; none is named again."""
     from tempbalance.integrations.lightning import TempBalanceCallback
 
     def fit(epochs: int, grown: Grown, start: Path | None, end: Path) -> int:
@@ -148,7 +148,7 @@ def test_lightning_sums_up_over_layers(tmp_path: Path) -> None:
     assert keys == {"tempbalance/traps/max", "tempbalance/trap_units/max"}
 
 
-# --- what is said ----------------------------------------------------------------------------------
+# --- what is said -----------------------------
 
 
 def test_alpha_below_that_of_a_random_twin_is_said_where_it_is_so(caplog: Any) -> None:
@@ -187,7 +187,7 @@ def test_a_rank_that_is_quiet_looks_too(caplog: Any) -> None:
     assert log.figures(by_layer=True)["trap_units/fc"] == pytest.approx(found.trap_units)
 
 
-# --- Hugging Face ----------------------------------------------------------------------------------
+# --- Hugging Face -----------------------------
 
 
 @pytest.mark.filterwarnings("ignore")
