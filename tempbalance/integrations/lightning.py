@@ -12,7 +12,15 @@ from torch.optim import Optimizer
 
 from tempbalance.balance.options import OBJECTS, Given, GivenAssign, check_names, with_options
 from tempbalance.balance.tracker import Tracker
-from tempbalance.integrations.lightning_logs import LOGS, Log, RunLog, is_a
+from tempbalance.integrations.lightning_checks import (
+    check_configs,
+    config_class,
+    configs_of,
+    optimizer_of,
+    refuse,
+)
+from tempbalance.integrations.lightning_logs import LOGS, Log, RunLog
+from tempbalance.integrations.traps import TrapLog
 from tempbalance.optim.checks import check_decay
 from tempbalance.optim.decay import AlphaDecay
 from tempbalance.optim.hooks import StepHooks
@@ -39,12 +47,6 @@ if TYPE_CHECKING:
 else:
     pl = _lightning()
 
-_REFUSED = {
-    "FSDPStrategy": "it flattens the weights, so that no layer has a matrix of its own",
-    "DeepSpeedStrategy": "it builds its own optimizer from flattened weights",
-}
-_AVERAGING = "StochasticWeightAveraging"
-
 
 @with_options(without=("every",), files=True)
 class TempBalanceCallback(pl.Callback):
@@ -68,6 +70,9 @@ class TempBalanceCallback(pl.Callback):
         warn: name, at the end, layers that theory calls over-trained (alpha under 2 and under
             what a random matrix reads) and those that never left the random spectrum; only layers
             that were measured twice or more.
+        traps: look for correlation traps (atypical entries) at each measurement too, which costs
+            several measurements; logged by layer as ``traps`` and ``trap_units``. A warning names
+            each layer, once, whose traps persist and grow over three looks.
         keep_decay: see :class:`~tempbalance.TempBalanceLR`.
         decay: balance weight decay too: the options of a :class:`~tempbalance.AlphaDecay` (``{}``
             for its defaults, with the callback's own interval). For decay alone,
@@ -98,6 +103,7 @@ class TempBalanceCallback(pl.Callback):
         log: Log = "auto",
         esd: bool = True,
         warn: bool = True,
+        traps: bool = False,
         keep_decay: bool = False,
         decay: Given | None = None,
         hooks: bool = False,
@@ -127,6 +133,7 @@ class TempBalanceCallback(pl.Callback):
         self.every = every_n_steps or every_n_epochs
         # Lightning overwrites an attribute named ``log``.
         self.observe, self.run_log = observe, RunLog(log, esd, warn)
+        self.traps = TrapLog(traps)
         self.options, self.keep_decay, self.decay = options, keep_decay, decay
         self.decays: list[AlphaDecay] = []
         self.step_hooks: list[StepHooks] = []
@@ -148,8 +155,9 @@ class TempBalanceCallback(pl.Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Split the groups and wrap the schedules, before any optimizer state is restored."""
-        self._refuse(trainer)
+        refuse(trainer, self, self.observe)
         self.run_log.start()
+        self.traps.start()
         self._clock = -1
         self.schedulers, self.observers, self._own, self._retired = [], [], [], []
         self.decays = []
@@ -162,7 +170,7 @@ class TempBalanceCallback(pl.Callback):
         errors = []
         for index, optimizer in enumerate(trainer.optimizers):
             if not self.hooks:
-                self._check_configs(trainer, index, optimizer)
+                check_configs(trainer, index, optimizer)
             try:
                 self._install(trainer, pl_module, optimizer, options)
             except ValueError as error:
@@ -245,6 +253,7 @@ class TempBalanceCallback(pl.Callback):
             "own": [s.state_dict() for s in self._own],
             "decays": [d.state_dict() for d in self.decays],
             "hooks": [h.state_dict() for h in self.step_hooks],
+            "traps": self.traps.state_dict(),
         }
 
     def on_load_checkpoint(
@@ -276,6 +285,7 @@ class TempBalanceCallback(pl.Callback):
             decay.load_state_dict(state)
         for hooks, state in zip(self.step_hooks, saved.get("hooks", ()), strict=False):
             hooks.load_state_dict(state)
+        self.traps.load_state_dict(saved.get("traps", {}))
 
     def __getstate__(self) -> dict[str, Any]:
         """Options and clock: optimizers and schedules belong to the fit, and do not pickle."""
@@ -283,58 +293,6 @@ class TempBalanceCallback(pl.Callback):
         return {**self.__dict__, **{name: [] for name in lists}}
 
     # --- installing ----------------------------------------------------------------------------
-
-    def _refuse(self, trainer: pl.Trainer) -> None:
-        reason = next((why for name, why in _REFUSED.items() if is_a(trainer.strategy, name)), None)
-        if reason is not None:
-            raise ValueError(
-                f"TempBalanceCallback does not work with {type(trainer.strategy).__name__}: "
-                f"{reason}. Use DDP, or ModelParallelStrategy with fully_shard (FSDP2)"
-            )
-        callbacks = list(trainer.callbacks)  # type: ignore[attr-defined]
-        if any(is_a(c, "ModelPruning") for c in callbacks):
-            raise ValueError(
-                "ModelPruning replaces every weight by a masked one during training, which cannot "
-                "be measured: prune in a run of its own"
-            )
-        if self.observe:
-            return
-        if not any(optimizer.param_groups for optimizer in trainer.optimizers):
-            raise ValueError(
-                "configure_optimizers returns no optimizer, so there is no rate to balance; "
-                "TempBalanceCallback(observe=True) measures alone"
-            )
-        if any(is_a(c, "BackboneFinetuning") for c in callbacks):
-            raise ValueError(
-                "BackboneFinetuning writes the rate of the last param group itself, which would "
-                "then be one layer of the backbone; unfreeze with a BaseFinetuning of your own "
-                "(unfreeze_and_add_param_group), or use TempBalanceCallback(observe=True)"
-            )
-        early = [c for c in callbacks[: callbacks.index(self)] if is_a(c, _AVERAGING)]
-        if early:
-            raise ValueError(
-                f"put TempBalanceCallback before {_AVERAGING} in the list of callbacks: on a "
-                "resume that one takes the schedules away first"
-            )
-        late = [c for c in callbacks[callbacks.index(self) :] if is_a(c, "BaseFinetuning")]
-        if late:
-            raise ValueError(
-                f"put {type(late[0]).__name__} before TempBalanceCallback in the list of "
-                "callbacks: it rebuilds the param groups when a run is resumed"
-            )
-
-    def _check_configs(self, trainer: pl.Trainer, index: int, optimizer: Optimizer) -> None:
-        configs = _configs_of(trainer, optimizer)
-        if len(configs) > 1:
-            raise ValueError(
-                f"optimizer {index} has {len(configs)} schedules; combine them into one with "
-                "torch.optim.lr_scheduler.ChainedScheduler or SequentialLR"
-            )
-        if configs and isinstance(configs[0].scheduler, TempBalanceLR):
-            raise ValueError(
-                "configure_optimizers returns a TempBalanceLR already: use that, or the callback, "
-                "not both"
-            )
 
     def _install(
         self,
@@ -353,7 +311,7 @@ class TempBalanceCallback(pl.Callback):
             return
         if self.decay is not None:
             check_decay(optimizer)  # before anything is touched
-        configs = _configs_of(trainer, optimizer)
+        configs = configs_of(trainer, optimizer)
         base = configs[0].scheduler if configs else None
         scheduler = TempBalanceLR(
             optimizer, pl_module, base, clock="manual", keep_decay=self.keep_decay, **options
@@ -367,7 +325,7 @@ class TempBalanceCallback(pl.Callback):
             configs[0].scheduler = scheduler
         elif pl_module.automatic_optimization:
             # So that its state is in the checkpoint, and learning-rate monitors find it.
-            config = _config_class(trainer)(scheduler=scheduler, interval="epoch", frequency=1)
+            config = config_class(trainer)(scheduler=scheduler, interval="epoch", frequency=1)
             trainer.strategy.lr_scheduler_configs.append(config)
         else:
             self._own.append(scheduler)
@@ -383,7 +341,7 @@ class TempBalanceCallback(pl.Callback):
         held = [c.scheduler for c in trainer.lr_scheduler_configs]
         for scheduler in list(self.schedulers):
             rivals = [
-                s for s in held if s is not scheduler and _optimizer_of(s) is scheduler.optimizer
+                s for s in held if s is not scheduler and optimizer_of(s) is scheduler.optimizer
             ]
             if rivals and scheduler not in held:
                 scheduler.detach()
@@ -431,19 +389,5 @@ class TempBalanceCallback(pl.Callback):
         for decay in self.decays:
             in_use = decay.layer_decays
             decays |= {name: in_use[host] for name, host in decay.layer_groups.items()}
-        self.run_log.measured(trainer, self.balancers, multipliers, rates, decays)
-
-
-def _config_class(trainer: pl.Trainer) -> Any:
-    """``LRSchedulerConfig`` of the package that the trainer is of."""
-    own = next(cls for cls in type(trainer).__mro__ if cls.__name__ == "Trainer")
-    package = own.__module__.removesuffix(".trainer.trainer")
-    return importlib.import_module(f"{package}.utilities.types").LRSchedulerConfig
-
-
-def _configs_of(trainer: pl.Trainer, optimizer: Optimizer) -> list[Any]:
-    return [c for c in trainer.lr_scheduler_configs if _optimizer_of(c.scheduler) is optimizer]
-
-
-def _optimizer_of(scheduler: Any) -> Any:
-    return getattr(scheduler, "optimizer", None)
+        self.traps.look(self.balancers, quiet=not trainer.is_global_zero)
+        self.run_log.measured(trainer, self.balancers, multipliers, rates, decays, self.traps)

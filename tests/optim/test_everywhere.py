@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from optimizers import Kind, net, weights
+from optimizers import Kind, weights
 from schedules import SCHEDULES
 from torch import nn
 from torch.optim import lr_scheduler as lrs
