@@ -149,7 +149,8 @@ class TempBalanceCallback(pl.Callback):
     @property
     def balancers(self) -> list[Tracker]:
         """One for each optimizer that holds layers (one for the model with ``observe``)."""
-        return self.observers or [s.balancer for s in (*self.schedulers, *self.step_hooks)]
+        own: list[Tracker] = [s.balancer for s in self.schedulers]
+        return self.observers or [*own, *(h.balancer for h in self.step_hooks)]
 
     # --- Lightning's hooks ---------------------------------------------------------------------
 
@@ -191,8 +192,10 @@ class TempBalanceCallback(pl.Callback):
         now = self._now(trainer)
         if len(fresh) == len(self.balancers):
             self._clock = now
-        for each in (*self.schedulers, *self.decays, *self.step_hooks):
+        for each in (*self.schedulers, *self.decays):
             each.begin(now)
+        for hooks in self.step_hooks:
+            hooks.begin(now)
         for observer in self.observers:
             if observer in fresh:
                 observer.begin(now)
