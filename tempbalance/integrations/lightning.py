@@ -12,7 +12,8 @@ from torch.optim import Optimizer
 
 from tempbalance.balance.options import OBJECTS, Given, GivenAssign, check_names, with_options
 from tempbalance.balance.tracker import Tracker
-from tempbalance.integrations.lightning_logs import LOGS, Log, RunLog, is_a
+from tempbalance.integrations.lightning_checks import check_trainer, config_class
+from tempbalance.integrations.lightning_logs import LOGS, Log, RunLog
 from tempbalance.optim.checks import check_decay
 from tempbalance.optim.decay import AlphaDecay
 from tempbalance.optim.hooks import StepHooks
@@ -38,12 +39,6 @@ if TYPE_CHECKING:
     import pytorch_lightning as pl
 else:
     pl = _lightning()
-
-_REFUSED = {
-    "FSDPStrategy": "it flattens the weights, so that no layer has a matrix of its own",
-    "DeepSpeedStrategy": "it builds its own optimizer from flattened weights",
-}
-_AVERAGING = "StochasticWeightAveraging"
 
 
 @with_options(without=("every",), files=True)
@@ -142,13 +137,15 @@ class TempBalanceCallback(pl.Callback):
     @property
     def balancers(self) -> list[Tracker]:
         """One for each optimizer that holds layers (one for the model with ``observe``)."""
-        return self.observers or [s.balancer for s in (*self.schedulers, *self.step_hooks)]
+        return self.observers or [s.balancer for s in self.schedulers] + [
+            h.balancer for h in self.step_hooks
+        ]
 
     # --- Lightning's hooks ---------------------------------------------------------------------
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Split the groups and wrap the schedules, before any optimizer state is restored."""
-        self._refuse(trainer)
+        check_trainer(trainer, self, self.observe)
         self.run_log.start()
         self._clock = -1
         self.schedulers, self.observers, self._own, self._retired = [], [], [], []
@@ -183,8 +180,10 @@ class TempBalanceCallback(pl.Callback):
         now = self._now(trainer)
         if len(fresh) == len(self.balancers):
             self._clock = now
-        for each in (*self.schedulers, *self.decays, *self.step_hooks):
+        for each in (*self.schedulers, *self.decays):
             each.begin(now)
+        for hooks in self.step_hooks:
+            hooks.begin(now)
         for observer in self.observers:
             if observer in fresh:
                 observer.begin(now)
@@ -284,45 +283,6 @@ class TempBalanceCallback(pl.Callback):
 
     # --- installing ----------------------------------------------------------------------------
 
-    def _refuse(self, trainer: pl.Trainer) -> None:
-        reason = next((why for name, why in _REFUSED.items() if is_a(trainer.strategy, name)), None)
-        if reason is not None:
-            raise ValueError(
-                f"TempBalanceCallback does not work with {type(trainer.strategy).__name__}: "
-                f"{reason}. Use DDP, or ModelParallelStrategy with fully_shard (FSDP2)"
-            )
-        callbacks = list(trainer.callbacks)  # type: ignore[attr-defined]
-        if any(is_a(c, "ModelPruning") for c in callbacks):
-            raise ValueError(
-                "ModelPruning replaces every weight by a masked one during training, which cannot "
-                "be measured: prune in a run of its own"
-            )
-        if self.observe:
-            return
-        if not any(optimizer.param_groups for optimizer in trainer.optimizers):
-            raise ValueError(
-                "configure_optimizers returns no optimizer, so there is no rate to balance; "
-                "TempBalanceCallback(observe=True) measures alone"
-            )
-        if any(is_a(c, "BackboneFinetuning") for c in callbacks):
-            raise ValueError(
-                "BackboneFinetuning writes the rate of the last param group itself, which would "
-                "then be one layer of the backbone; unfreeze with a BaseFinetuning of your own "
-                "(unfreeze_and_add_param_group), or use TempBalanceCallback(observe=True)"
-            )
-        early = [c for c in callbacks[: callbacks.index(self)] if is_a(c, _AVERAGING)]
-        if early:
-            raise ValueError(
-                f"put TempBalanceCallback before {_AVERAGING} in the list of callbacks: on a "
-                "resume that one takes the schedules away first"
-            )
-        late = [c for c in callbacks[callbacks.index(self) :] if is_a(c, "BaseFinetuning")]
-        if late:
-            raise ValueError(
-                f"put {type(late[0]).__name__} before TempBalanceCallback in the list of "
-                "callbacks: it rebuilds the param groups when a run is resumed"
-            )
-
     def _check_configs(self, trainer: pl.Trainer, index: int, optimizer: Optimizer) -> None:
         configs = _configs_of(trainer, optimizer)
         if len(configs) > 1:
@@ -367,7 +327,7 @@ class TempBalanceCallback(pl.Callback):
             configs[0].scheduler = scheduler
         elif pl_module.automatic_optimization:
             # So that its state is in the checkpoint, and learning-rate monitors find it.
-            config = _config_class(trainer)(scheduler=scheduler, interval="epoch", frequency=1)
+            config = config_class(trainer)(scheduler=scheduler, interval="epoch", frequency=1)
             trainer.strategy.lr_scheduler_configs.append(config)
         else:
             self._own.append(scheduler)
@@ -432,13 +392,6 @@ class TempBalanceCallback(pl.Callback):
             in_use = decay.layer_decays
             decays |= {name: in_use[host] for name, host in decay.layer_groups.items()}
         self.run_log.measured(trainer, self.balancers, multipliers, rates, decays)
-
-
-def _config_class(trainer: pl.Trainer) -> Any:
-    """``LRSchedulerConfig`` of the package that the trainer is of."""
-    own = next(cls for cls in type(trainer).__mro__ if cls.__name__ == "Trainer")
-    package = own.__module__.removesuffix(".trainer.trainer")
-    return importlib.import_module(f"{package}.utilities.types").LRSchedulerConfig
 
 
 def _configs_of(trainer: pl.Trainer, optimizer: Optimizer) -> list[Any]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from optimizers import Kind, net, weights
+from optimizers import Kind, weights
 from schedules import SCHEDULES
 from torch import nn
 from torch.optim import lr_scheduler as lrs
@@ -130,8 +130,8 @@ def test_a_schedule_that_was_built_and_not_passed_is_named(name: str) -> None:
 def test_groups_that_are_written_as_they_were_before_the_split() -> None:
     model, optimizer = SGD.build()
     kept = TempBalanceLR(optimizer, model, fixed=FACTORS)  # noqa: F841
+    optimizer.param_groups[0]["lr"] = 0.06
     with pytest.warns(BalanceWarning, match=r"first param group was written.*other 1 was not"):
-        optimizer.param_groups[0]["lr"] = 0.06
         optimizer.step()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
