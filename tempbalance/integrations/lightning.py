@@ -114,9 +114,7 @@ class TempBalanceCallback(pl.Callback):
         if every_n_steps is not None and every_n_epochs != 1:
             raise ValueError("give every_n_epochs or every_n_steps, not both")
         if hooks and (every_n_steps is None or observe):
-            raise ValueError(
-                "hooks=True counts optimizer steps, and is not for observe: give every_n_steps"
-            )
+            raise ValueError("hooks=True is not for observe, and in steps: give every_n_steps")
         self.hooks = hooks
         self.by_step = every_n_steps is not None
         self.every = every_n_steps or every_n_epochs
@@ -306,8 +304,8 @@ class TempBalanceCallback(pl.Callback):
         if self.hooks:
             given_decay: Any = self.decay
             if self.decay is not None:
-                given_decay = {"every": self.every, "process_group": options["process_group"]}
-                given_decay |= self.decay
+                group = options["process_group"]
+                given_decay = {"every": self.every, "process_group": group, **self.decay}
             more: Any = {"keep_decay": self.keep_decay, "decay": given_decay, "begin": False}
             self.step_hooks.append(StepHooks(optimizer, pl_module, **more, **options))
             return
@@ -320,8 +318,8 @@ class TempBalanceCallback(pl.Callback):
         )
         self.schedulers.append(scheduler)
         if self.decay is not None:
-            given: Any = {"every": self.every, "process_group": options["process_group"]}
-            given |= self.decay
+            group = options["process_group"]
+            given: Any = {"every": self.every, "process_group": group, **self.decay}
             self.decays.append(AlphaDecay(optimizer, pl_module, clock="manual", **given))
         if configs:
             configs[0].scheduler = scheduler
