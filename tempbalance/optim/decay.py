@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Unpack
 
 from torch import nn
@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from tempbalance.assign import Assignment, LinearMap
 from tempbalance.balance.options import Given, GivenRest, check_names, with_options
+from tempbalance.layers import Host, without_norms
 from tempbalance.optim.balanced import Balanced, Clock
 from tempbalance.optim.checks import check_decay, innermost
 from tempbalance.optim.follow import built_on
@@ -41,9 +42,9 @@ class AlphaDecay(Balanced):
     measure at the same step (without ``delay``, with the same windows, fit and layers) are
     measured once.
 
-    Groups without decay (norms and biases, as practitioners leave them) stay without. What a
-    step takes off a weight is rate x decay with AdamW; with Adam and SGD decay is added to the
-    gradient.
+    Norms and embeddings keep the decay of their group, as published (``fixed`` gives them another).
+    Groups without decay (norms and biases, as practitioners leave them) stay without. What a step
+    takes off a weight is rate x decay with AdamW; with Adam and SGD decay is added to the gradient.
 
     Args:
         optimizer: any optimizer whose groups have a ``weight_decay``.
@@ -81,10 +82,14 @@ class AlphaDecay(Balanced):
         check_decay(optimizer)
         schedules = [s for s in built_on(optimizer) if not isinstance(s, Balanced)]
         given: Given = {**options, "assign": assign, "every": every}
+        self._model = model
         super().__init__(optimizer, model, schedules, clock, (), given)
         if clock == "step":
             self.begin()
         self._log_coverage()
+
+    def _hosts(self) -> Sequence[Host]:
+        return without_norms(self.balancer.hosts, self._model)
 
     @property
     def layer_decays(self) -> dict[str, float]:
