@@ -123,15 +123,18 @@ class Balanced:
             for undo in put_back:
                 undo()
             raise
-        self._tell(others, grouping.source, before)
+        self._tell(others, grouping, grouping.source, before)
         return grouping
 
-    def _tell(self, others: Sequence[Balanced], source: Sequence[int], before: int) -> None:
-        """Others that know the groups as they were before a split follow it."""
-        if list(source) != list(range(before)):
-            for other in others:
-                if len(other._main.base) == before:
+    def _tell(
+        self, others: Sequence[Balanced], own: Grouping, source: Sequence[int], before: int
+    ) -> None:
+        """Others that know the groups as they were before a split follow it, and say more."""
+        for other in others:
+            if len(other._main.base) == before:
+                if list(source) != list(range(before)):
                     other._refine(source, before, self._schedules)
+                own.inherit(other.grouping)
 
     def _refine(self, source: Sequence[int], before: int, followed: Sequence[Any]) -> None:
         """Another object has split the groups further, with some schedules."""
@@ -289,7 +292,7 @@ class Balanced:
         for name, scaled in self._scaled.items():
             added = [fresh[name][i - known] for i in source if i >= known]
             scaled.grow(added, self.grouping.source)
-        self._tell(self._others(), source, before)
+        self._tell(self._others(), self.grouping, source, before)
         self._found = self.balancer.found
 
     # --- the optimizer's hooks -----------------------------------------------------------------
@@ -312,6 +315,8 @@ class Balanced:
         self._take_in_new_groups()
         if not is_unsplit(self.grouping, state):
             refuse_others(self.grouping, state)
+            # Split for another object alone: this one's multipliers are of other weights.
+            self._adopting = not any(self._main.key in g for g in state["param_groups"])
             return None
         self._adopting = True
         return expand_state(self.grouping, state)

@@ -87,6 +87,11 @@ class Grouping:
         self.source = [self.source[i] for i in source]
         self.locate(self.hosts)
 
+    def inherit(self, other: Grouping) -> None:
+        """The groups were split by another object before: what they were before that."""
+        self.original, self.original_names = list(other.original), list(other.original_names)
+        self.source = list(other.source)
+
     def left(self) -> list[int]:
         """Which of the groups known so far are still in the optimizer, by their old places.
 

@@ -164,3 +164,29 @@ def test_a_group_added_later_is_split_for_both(order: str) -> None:
     rate.detach()
     decay.detach()
     assert {g["weight_decay"] for g in optimizer.param_groups} == {DECAY}
+
+
+@pytest.mark.parametrize("fixed", [None, NORMS], ids=str)
+@pytest.mark.parametrize(
+    ("saved", "order"), [("plain", "rate decay"), ("plain", "decay rate"), ("rate", "rate decay")]
+)
+def test_a_checkpoint_that_knows_no_decay_is_measured(saved: str, order: str, fixed: Any) -> None:
+    """Of a run without balancing, or of one that balances rates alone in the same groups."""
+    model = net()
+    optimizer = AdamW(model.parameters(), lr=RATE, weight_decay=DECAY)
+    cosine = CosineAnnealingLR(optimizer, 20)
+    rate = tb.TempBalanceLR(optimizer, model, cosine, fixed=NORMS) if saved == "rate" else cosine
+    with torch.no_grad():
+        for index, p in enumerate(model.parameters()):
+            p.copy_(torch.randn(p.shape, generator=torch.Generator().manual_seed(index)))
+    train(model, optimizer, 0)
+    rate.step()
+    things = build(order, NORMS, fixed)
+    before = things[3].multipliers
+    states = [x.state_dict() for x in (model, optimizer, rate)]
+    for thing, state in zip(things, copy.deepcopy(states), strict=False):
+        thing.load_state_dict(state)
+    expected = tb.AlphaDecay(optimizer, model, fixed=fixed).multipliers
+    assert things[3].multipliers == pytest.approx(expected, rel=1e-9)
+    assert things[3].multipliers != before
+    assert things[3].layer_decays["0"] == pytest.approx(DECAY * expected["0"])
