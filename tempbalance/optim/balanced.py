@@ -19,6 +19,7 @@ from tempbalance.balance.balancer import Balancer
 from tempbalance.balance.messages import TAKEN_OVER, warn
 from tempbalance.balance.options import Given
 from tempbalance.balance.shared import Shared
+from tempbalance.layers import Host
 from tempbalance.optim.checks import check_clock, check_optimizer, check_parameters
 from tempbalance.optim.claims import claim, claims, release, renounce
 from tempbalance.optim.group_state import compare_groups, expand_state, is_unsplit, refuse_others
@@ -93,12 +94,24 @@ class Balanced:
 
     def _find_shared(self) -> Shared:
         """What is measured for another that balances this optimizer need not be measured twice."""
+        return next((other._shared for other in self._others()), Shared())
+
+    def _others(self) -> list[Balanced]:
+        """Those that balance other fields of this optimizer."""
         owners: list[Any] = [one.owner() for one in claims(self.optimizer).values()]
-        return next((x._shared for x in owners if isinstance(x, Balanced)), Shared())
+        found = [x for x in owners if isinstance(x, Balanced) and x is not self]
+        return list({id(x): x for x in found}.values())
+
+    def _hosts(self) -> Sequence[Host]:
+        """What has a value of its own."""
+        return self.balancer.hosts
 
     def _split(self) -> Grouping:
         """Groups and schedules split by layer; all as they were where one cannot follow."""
-        optimizer, hosts = self.optimizer, self.balancer.hosts
+        optimizer, hosts, others = self.optimizer, self._hosts(), self._others()
+        for other in others:
+            other._take_in_new_groups()
+            other._take_in_changes()
         put_back = [kept(schedule, optimizer.param_groups) for schedule in self._schedules]
         try:
             for schedule in self._schedules:
@@ -112,7 +125,28 @@ class Balanced:
             for undo in put_back:
                 undo()
             raise
+        self._tell(others, grouping, grouping.source, before)
         return grouping
+
+    def _tell(
+        self, others: Sequence[Balanced], own: Grouping, source: Sequence[int], before: int
+    ) -> None:
+        """Others that know the groups as they were before a split follow it, and say more."""
+        for other in others:
+            if len(other._main.base) == before:
+                if list(source) != list(range(before)):
+                    other._refine(source, before, self._schedules)
+                own.inherit(other.grouping)
+
+    def _refine(self, source: Sequence[int], before: int, followed: Sequence[Any]) -> None:
+        """Another object has split the groups further, with some schedules."""
+        for schedule in self._schedules:
+            if not any(schedule is one for one in followed):
+                expand_scheduler(schedule, source, before)
+        self.grouping.refine(source)
+        for scaled in self._scaled.values():
+            scaled.refine(source)
+        self._scale()
 
     def _catch_up(self, schedule: Any) -> None:
         """A schedule of fewer groups: another object has split them, or some were added."""
@@ -213,7 +247,7 @@ class Balanced:
     def _scale(self) -> None:
         if self._found is not self.balancer.found:  # looked for again: names may have changed
             self._found = self.balancer.found
-            self.grouping.locate(self.balancer.hosts)
+            self.grouping.locate(self._hosts())
         factors = self.grouping.factors(self.multipliers)
         for name, scaled in self._scaled.items():
             own = factors if name == self.field else [1.0 / factor for factor in factors]
@@ -271,12 +305,13 @@ class Balanced:
         before = len(groups)
         self.balancer.refresh()
         fresh = {name: [group[name] for group in groups[known:]] for name in self._scaled}
-        source = self.grouping.split(self.balancer.hosts, start=known)
+        source = self.grouping.split(self._hosts(), start=known)
         for schedule in self._schedules:
             expand_scheduler(schedule, source, before)
         for name, scaled in self._scaled.items():
             added = [fresh[name][i - known] for i in source if i >= known]
             scaled.grow(added, self.grouping.source)
+        self._tell(self._others(), self.grouping, source, before)
         self._found = self.balancer.found
 
     # --- the optimizer's hooks -----------------------------------------------------------------
@@ -299,6 +334,8 @@ class Balanced:
         self._take_in_new_groups()
         if not is_unsplit(self.grouping, state):
             refuse_others(self.grouping, state)
+            # Split for another object alone: this one's multipliers are of other weights.
+            self._adopting = not any(self._main.key in g for g in state["param_groups"])
             return None
         self._adopting = True
         return expand_state(self.grouping, state)

@@ -8,7 +8,7 @@ checkpoints see no difference.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Unpack
 
@@ -20,11 +20,11 @@ from tempbalance.balance.messages import TAKEN_OVER, warn
 from tempbalance.balance.options import Given, GivenAssign, check_names, with_options
 from tempbalance.balance.shared import Shared
 from tempbalance.balance.tracker import Parameters
-from tempbalance.layers import Host
+from tempbalance.layers import Host, without_norms
 from tempbalance.optim.checks import check_decay, check_optimizer
 from tempbalance.optim.claims import claim, release, renounce
 from tempbalance.optim.decay import ASSIGN, EVERY, AlphaDecay
-from tempbalance.optim.groups import Group, parameters_of
+from tempbalance.optim.groups import Group, by_parameter, common, parameters_of
 from tempbalance.optim.parts import Parts
 from tempbalance.optim.stepping import Unseen, stepping
 from tempbalance.optim.trial import check_split
@@ -90,7 +90,7 @@ class StepHooks:
         if not isinstance(tick, int) or tick < 0:
             raise ValueError(f"tick must be the number of steps so far, got {tick!r}")
         self.optimizer = optimizer
-        self._keep_decay = keep_decay
+        self._keep_decay, self._model = keep_decay, model
         parameters = partial(parameters_of, optimizer)
         self.balancer = Balancer(model, parameters, every=every, **options)
         self.decay = None if decay is None else self._decay_balancer(model, parameters, decay)
@@ -189,13 +189,20 @@ class StepHooks:
         return [id(p) for p in parameters_of(self.optimizer)]
 
     def _locate(self) -> None:
-        self._found = self.balancer.found
-        self._parts.locate(self.balancer.hosts)
+        self._found = [balancer.found for balancer in self.balancers]
+        rated: Sequence[Host] = self.balancer.hosts
+        decayed = () if self.decay is None else without_norms(self.decay.hosts, self._model)
+        self._hosts = by_parameter(rated), by_parameter(decayed)
+        self._parts.locate(rated if self.decay is None else common(rated, decayed))
 
     def _scale(self, part: Group, host: Host | None) -> None:
         if host is None:
             return
-        rate, decay = (_mean(host, multipliers) for multipliers in self._factors)
+        first = id(part["params"][0])
+        rate, decay = (
+            _mean(hosts.get(first), multipliers)
+            for hosts, multipliers in zip(self._hosts, self._factors, strict=True)
+        )
         if rate != 1.0:
             part["lr"] = part["lr"] * rate
             decay = decay / rate if self._keep_decay else decay
@@ -213,7 +220,7 @@ class StepHooks:
             for balancer in self.balancers:
                 balancer.refresh()
             self._known = known
-        if self._found is not self.balancer.found:
+        if any(b.found is not x for b, x in zip(self.balancers, self._found, strict=True)):
             self._locate()
         self._factors = [self.multipliers, self.decay_multipliers]
         self._parts.split(self.optimizer)
@@ -233,6 +240,8 @@ class StepHooks:
         self._parts.restore(self.optimizer)
 
 
-def _mean(host: Host, multipliers: Mapping[str, float]) -> float:
+def _mean(host: Host | None, multipliers: Mapping[str, float]) -> float:
+    if host is None:
+        return 1.0
     values = [multipliers.get(name, 1.0) for name in host.layers]
     return sum(values) / len(values) if len(values) > 1 else values[0]
