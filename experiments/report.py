@@ -172,9 +172,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     if not 0 < chosen.confidence < 1:
         parser.error("--confidence must lie between 0 and 1")
+    from experiments.prune import pictures
+    from experiments.prune import report as pruning
+
     console = Console()
     if not chosen.outputs:
-        _say(console, write_study())
+        _say(console, [*write_study(), *pruning.write()])
         return 0
     try:
         cells, notes = load(chosen.outputs)
@@ -190,7 +193,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     for note in report.notes:
         console.print(f"- {note}", markup=False, highlight=False)
-    _say(console, write(report, chosen.out or chosen.outputs[0]))
+    out = chosen.out or chosen.outputs[0]
+    runs = [run for cell in cells for seeds in cell.runs.values() for run in seeds.values()]
+    _say(console, [*write(report, out), *pictures.from_runs(runs, out / "perplexity.png")])
     return 0
 
 

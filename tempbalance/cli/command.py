@@ -16,11 +16,11 @@ from collections.abc import Sequence
 
 import torch
 
-from tempbalance.cli import analyze, compare, plot, rank
+from tempbalance.cli import analyze, compare, plot, rank, sparsities
 from tempbalance.cli.work import FOUND, UNUSABLE
 from tempbalance.measure.measurement import MeasurementError
 
-_COMMANDS = (analyze, compare, rank, plot)
+_COMMANDS = (analyze, compare, rank, plot, sparsities)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

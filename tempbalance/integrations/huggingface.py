@@ -14,7 +14,6 @@ from typing import Any, Unpack
 
 import torch.distributed as dist
 from torch import nn
-from torch.optim import Optimizer
 
 from tempbalance.balance.options import Given, GivenAssign, check_names, with_options
 from tempbalance.integrations.traps import TrapLog
@@ -103,7 +102,7 @@ class TempBalanceTrainerCallback(TrainerCallback):
         options: Any = {"process_group": group, **self.options}
         decay: Any = None if self.decay is None else {"process_group": group, **self.decay}
         self.hooks = StepHooks(
-            _innermost(optimizer),
+            optimizer,
             model,
             every=self.every,
             begin=saved is None,
@@ -186,10 +185,3 @@ def _saved_state(state: TrainerState) -> Mapping[str, Any] | None:
         return None
     saved: Any = state.stateful_callbacks or {}
     return saved.get(_KEY)
-
-
-def _innermost(optimizer: Any) -> Optimizer:
-    """The torch optimizer inside accelerate's wrapper."""
-    while not isinstance(optimizer, Optimizer) or hasattr(optimizer, "optimizer"):
-        optimizer = optimizer.optimizer
-    return optimizer

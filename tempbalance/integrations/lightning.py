@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 import torch.distributed as dist
 from torch.optim import Optimizer
 
-from tempbalance.balance.options import Given, GivenAssign, check_names, with_options
+from tempbalance.balance.options import OBJECTS, Given, GivenAssign, check_names, with_options
 from tempbalance.balance.tracker import Tracker
 from tempbalance.integrations.lightning_checks import (
     check_configs,
@@ -21,7 +21,9 @@ from tempbalance.integrations.lightning_checks import (
 )
 from tempbalance.integrations.lightning_logs import LOGS, Log, RunLog
 from tempbalance.integrations.traps import TrapLog
+from tempbalance.optim.checks import check_decay
 from tempbalance.optim.decay import AlphaDecay
+from tempbalance.optim.hooks import StepHooks
 from tempbalance.optim.scheduler import TempBalanceLR
 
 logger = logging.getLogger("tempbalance")
@@ -46,7 +48,7 @@ else:
     pl = _lightning()
 
 
-@with_options(without=("every",))
+@with_options(without=("every",), files=True)
 class TempBalanceCallback(pl.Callback):
     """Layer-wise learning rates from the spectra, for a LightningModule as it is.
 
@@ -75,6 +77,10 @@ class TempBalanceCallback(pl.Callback):
         decay: balance weight decay too: the options of a :class:`~tempbalance.AlphaDecay` (``{}``
             for its defaults, with the callback's own interval). For decay alone,
             ``assign=Constant(1.0)``.
+        hooks: put multipliers on only while the optimizer steps, through a
+            :class:`~tempbalance.StepHooks`: schedules that are not torch's (timm's), groups,
+            learning-rate monitors and the checkpoint's optimizer stay as they are without the
+            callback. Then everything is counted in optimizer steps: give ``every_n_steps``.
         options: see :class:`~tempbalance.balance.options.Options`; ``start``, ``stop``, ``hold``,
             ``ramp`` and ``delay`` are in epochs, or in optimizer steps with ``every_n_steps``.
 
@@ -100,6 +106,7 @@ class TempBalanceCallback(pl.Callback):
         traps: bool = False,
         keep_decay: bool = False,
         decay: Given | None = None,
+        hooks: bool = False,
         **options: Unpack[GivenAssign],
     ) -> None:
         super().__init__()
@@ -109,11 +116,19 @@ class TempBalanceCallback(pl.Callback):
         if log not in LOGS:
             raise ValueError(f"log must be 'auto', 'layers', 'summary' or 'none', got {log!r}")
         check_names(type(self), options)
+        for name in OBJECTS:  # from a file
+            if options.get(name, ...) is None:
+                del options[name]  # type: ignore[misc]
         check_names(AlphaDecay, decay or {})
         if keep_decay and decay is not None:
             raise ValueError("keep_decay and decay both write the weight decay: use one of them")
         if every_n_steps is not None and every_n_epochs != 1:
             raise ValueError("give every_n_epochs or every_n_steps, not both")
+        if hooks and (every_n_steps is None or observe):
+            raise ValueError(
+                "hooks=True counts optimizer steps, and is not for observe: give every_n_steps"
+            )
+        self.hooks = hooks
         self.by_step = every_n_steps is not None
         self.every = every_n_steps or every_n_epochs
         # Lightning overwrites an attribute named ``log``.
@@ -121,8 +136,10 @@ class TempBalanceCallback(pl.Callback):
         self.traps = TrapLog(traps)
         self.options, self.keep_decay, self.decay = options, keep_decay, decay
         self.decays: list[AlphaDecay] = []
+        self.step_hooks: list[StepHooks] = []
         self.schedulers: list[TempBalanceLR] = []
         self.observers: list[Tracker] = []
+        self._logged: list[int] = []  # the measurements that the loggers have
         self._own: list[TempBalanceLR] = []  # those that are in none of the trainer's lists
         self._clock = -1  # the epoch, or the number of optimizer steps, of the last tick
         self._saved: dict[str, Any] | None = None
@@ -132,7 +149,8 @@ class TempBalanceCallback(pl.Callback):
     @property
     def balancers(self) -> list[Tracker]:
         """One for each optimizer that holds layers (one for the model with ``observe``)."""
-        return self.observers or [s.balancer for s in self.schedulers]
+        own: list[Tracker] = [s.balancer for s in self.schedulers]
+        return self.observers or [*own, *(h.balancer for h in self.step_hooks)]
 
     # --- Lightning's hooks ---------------------------------------------------------------------
 
@@ -144,6 +162,7 @@ class TempBalanceCallback(pl.Callback):
         self._clock = -1
         self.schedulers, self.observers, self._own, self._retired = [], [], [], []
         self.decays = []
+        self._unhook()
         group = dist.group.WORLD if trainer.world_size > 1 and dist.is_initialized() else None
         options: Given = {"process_group": group, "every": self.every, **self.options}
         if self.observe:
@@ -151,7 +170,8 @@ class TempBalanceCallback(pl.Callback):
             return
         errors = []
         for index, optimizer in enumerate(trainer.optimizers):
-            check_configs(trainer, index, optimizer)
+            if not self.hooks:
+                check_configs(trainer, index, optimizer)
             try:
                 self._install(trainer, pl_module, optimizer, options)
             except ValueError as error:
@@ -159,7 +179,7 @@ class TempBalanceCallback(pl.Callback):
                     raise
                 errors.append(f"optimizer {index}: {error}")
                 logger.info("optimizer %d is left alone: %s", index, error)
-        if not self.schedulers:
+        if not self.schedulers and not self.step_hooks:
             raise ValueError("no optimizer has a layer to balance. " + "; ".join(errors))
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -174,9 +194,12 @@ class TempBalanceCallback(pl.Callback):
             self._clock = now
         for each in (*self.schedulers, *self.decays):
             each.begin(now)
+        for hooks in self.step_hooks:
+            hooks.begin(now)
         for observer in self.observers:
             if observer in fresh:
                 observer.begin(now)
+        self._logged = self._counts()
         if any(b.measurements for b in fresh):  # not before ``start``
             self._measured(trainer)
         self.run_log.save_esd(trainer, self.balancers, last=False, keep=trainer.global_step > 0)
@@ -207,6 +230,8 @@ class TempBalanceCallback(pl.Callback):
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.run_log.finish(trainer, [*self.balancers, *self._retired])
+        for hooks in self.step_hooks:
+            hooks.detach()
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
@@ -230,6 +255,7 @@ class TempBalanceCallback(pl.Callback):
             # Without a schedule and with manual optimization Lightning keeps none of these.
             "own": [s.state_dict() for s in self._own],
             "decays": [d.state_dict() for d in self.decays],
+            "hooks": [h.state_dict() for h in self.step_hooks],
             "traps": self.traps.state_dict(),
         }
 
@@ -260,11 +286,13 @@ class TempBalanceCallback(pl.Callback):
             scheduler.load_state_dict(state)
         for decay, state in zip(self.decays, saved.get("decays", ()), strict=False):
             decay.load_state_dict(state)
+        for hooks, state in zip(self.step_hooks, saved.get("hooks", ()), strict=False):
+            hooks.load_state_dict(state)
         self.traps.load_state_dict(saved.get("traps", {}))
 
     def __getstate__(self) -> dict[str, Any]:
         """Options and clock: optimizers and schedules belong to the fit, and do not pickle."""
-        lists = ("schedulers", "observers", "decays", "_own", "_retired")
+        lists = ("schedulers", "step_hooks", "observers", "decays", "_own", "_retired")
         return {**self.__dict__, **{name: [] for name in lists}}
 
     # --- installing ----------------------------------------------------------------------------
@@ -276,6 +304,16 @@ class TempBalanceCallback(pl.Callback):
         optimizer: Optimizer,
         options: Given,
     ) -> None:
+        if self.hooks:
+            given_decay: Any = self.decay
+            if self.decay is not None:
+                given_decay = {"every": self.every, "process_group": options["process_group"]}
+                given_decay |= self.decay
+            more: Any = {"keep_decay": self.keep_decay, "decay": given_decay, "begin": False}
+            self.step_hooks.append(StepHooks(optimizer, pl_module, **more, **options))
+            return
+        if self.decay is not None:
+            check_decay(optimizer)  # before anything is touched
         configs = configs_of(trainer, optimizer)
         base = configs[0].scheduler if configs else None
         scheduler = TempBalanceLR(
@@ -294,6 +332,12 @@ class TempBalanceCallback(pl.Callback):
             trainer.strategy.lr_scheduler_configs.append(config)
         else:
             self._own.append(scheduler)
+
+    def _unhook(self) -> None:
+        """Let go of the optimizers of an earlier fit."""
+        for hooks in self.step_hooks:
+            hooks.detach()
+        self.step_hooks = []
 
     def _check_schedulers(self, trainer: pl.Trainer) -> None:
         """Stop where another callback (StochasticWeightAveraging) has put in its own schedule."""
@@ -320,19 +364,26 @@ class TempBalanceCallback(pl.Callback):
     def _catch_up(self, trainer: pl.Trainer) -> None:
         now = self._now(trainer)
         for _ in range(self._clock, now):
-            watched = [*self.balancers, *(decay.balancer for decay in self.decays)]
-            before = [b.measurements for b in watched]
             for each in (*self.schedulers, *self.decays):
                 each.tick()
             for observer in self.observers:
                 observer.step()
             self._clock += 1
-            if before != [b.measurements for b in watched]:
+            if self._logged != (counts := self._counts()):
+                self._logged = counts
                 self._measured(trainer)
+
+    def _counts(self) -> list[int]:
+        """The measurements so far of everything that measures."""
+        of_hooks = [b for hooks in self.step_hooks for b in hooks.balancers[1:]]
+        watched = [*self.balancers, *(decay.balancer for decay in self.decays), *of_hooks]
+        return [balancer.measurements for balancer in watched]
 
     def _measured(self, trainer: pl.Trainer) -> None:
         multipliers: dict[str, float] = {}
         rates: dict[str, float] = {}
+        for hooks in self.step_hooks:
+            multipliers |= hooks.multipliers
         for scheduler in self.schedulers:
             multipliers |= scheduler.multipliers
             in_use = scheduler.layer_rates

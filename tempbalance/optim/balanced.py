@@ -25,6 +25,7 @@ from tempbalance.optim.group_state import compare_groups, expand_state, is_unspl
 from tempbalance.optim.groups import Grouping, parameters_of
 from tempbalance.optim.scaled import Scaled, put_back_all_but
 from tempbalance.optim.schedules import check_scheduler, expand_scheduler, extend_scheduler, kept
+from tempbalance.optim.trial import check_split
 from tempbalance.optim.weakly import calling
 
 logger = logging.getLogger("tempbalance")
@@ -64,13 +65,14 @@ class Balanced:
         self.optimizer = optimizer
         self.clock = clock
         self.balancer = self._new_balancer(model, optimizer, options)
+        check_split(optimizer, self.balancer.hosts)
         self._take_over(fields)  # now that the options are known to be good
         self._schedules = list(schedules)
         self._shared = self.balancer.shared = self._find_shared()
         self.grouping = self._split()
         self._found = self.balancer.found
         self._scaled = {name: Scaled(optimizer, name) for name in fields}
-        self._adopting = False
+        self._adopting = self._stale_said = False
         self._hooks = [
             optimizer.register_load_state_dict_pre_hook(calling(self, "_before_load")),
             optimizer.register_load_state_dict_post_hook(calling(self, "_after_load")),
@@ -229,8 +231,25 @@ class Balanced:
         if not self._hooks or not any(scaled.changed() for scaled in self._scaled.values()):
             return
         if any(float(group["lr"]) for group in groups):
+            self._warn_of_stale()
             self._put_back()
             self._scale()
+
+    def _warn_of_stale(self) -> None:
+        """Say so, once, where somebody writes the groups as they were before the split."""
+        before, now = len(self.grouping.original), len(self.optimizer.param_groups)
+        written = self._main.changed()
+        if self._stale_said or before >= now or written != list(range(before)):
+            return
+        self._stale_said = True
+        these = "first param group" if before == 1 else f"first {before} param groups"
+        warn(
+            f"the {self.field} of the {these} was written, and that of the other {now - before} "
+            "was not: this is for the groups before they were split by layer, and most layers "
+            "keep the old value. Write to all (for group in optimizer.param_groups: ...), pass "
+            "the schedule to TempBalanceLR(optimizer, model, schedule), or use "
+            "tempbalance.StepHooks(optimizer, model), which leaves the groups whole"
+        )
 
     def _take_in_new_groups(self) -> None:
         """Groups added since the last step get names, layers and the first group's schedule.

@@ -26,7 +26,7 @@ def options(group: str) -> list[str]:
 
 EXPERIMENTS = options("experiment")
 METHODS = options("balance")
-LANGUAGE = {"llr"}  # head and embedding have a rate of their own: no other network has them
+LANGUAGE = {"llr", "llr_farms"}  # of head and embedding, which other networks have not
 
 
 def test_the_published_experiments_and_the_controls_are_there() -> None:
@@ -185,16 +185,14 @@ def test_windows_by_layer_come_from_a_mapping_in_yaml() -> None:
 
 
 def test_published_settings_for_language_models(tmp_path: Path) -> None:
-    cfg = composed(tmp_path, "experiment=quickstart", "balance=llr", "trainer.max_epochs=400")
-    options = instantiate(cfg.balance).options
+    callback = instantiate(composed(tmp_path, "experiment=lm_1b", "balance=llr").balance)
+    options = callback.options
     assert options["assign"] == tempbalance.LinearMap(1.0, 5.0)
-    assert dict(options["fixed"]) == {"lm_head": 5.0, "Embedding": 5.0}
-    assert (options["hold"], options["min_eigs"]) == (80, 50)
+    assert dict(options["fixed"]) == {"*lm_head": 5.0, "Embedding": 5.0}
     assert options["windows"] == tempbalance.WholeMatrix()
-    steps = "tuned.llr={s1: 1, s2: 4, every: 100, ramp: 50, hold: 8000}"
-    callback = instantiate(composed(tmp_path, "balance=llr", steps).balance)
+    assert options["fit"] == tempbalance.Hill(2)
     assert (callback.by_step, callback.every) == (True, 100)
-    assert (callback.options["ramp"], callback.options["hold"]) == (50, 8000)
+    assert (options["ramp"], options["hold"], options["min_eigs"]) == (50, 8000, 50)
     cfg = composed(tmp_path, "balance=tb_sigmoid_block", "tuned.sigmoid.s=[2,1]")
     callback = instantiate(cfg.balance)
     assert callback.options["assign"] == tempbalance.SigmoidMap((2.0, 1.0), 10.0)

@@ -161,7 +161,7 @@ def test_muon_with_adamw_is_balanced_and_resumes() -> None:
         model = tiny()
         optimizer = MuonAdamW(groups_by_role(model), lr=0.01)
         base = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
-        return model, optimizer, tb.TempBalanceLR(base, model, min_eigs=5)
+        return model, optimizer, tb.TempBalanceLR(optimizer, model, base, min_eigs=5)
 
     def go(model: nn.Module, optimizer: MuonAdamW, scheduler: Any, count: int) -> None:
         for _ in range(count):

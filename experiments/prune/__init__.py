@@ -1,0 +1,1 @@
+"""Pruning of causal language models: one run, the table of them, and its picture."""

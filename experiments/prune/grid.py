@@ -1,0 +1,123 @@
+"""The grid of the pruning table: its rows, the file they are kept in, and which spread is chosen.
+
+The design, written before any row was run, is docs/results/pruning-design.md.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results" / "pruning.csv"
+TOTALS = (0.5, 0.6, 0.7, 0.8)
+METHODS = ("magnitude", "wanda", "sparsegpt")
+ALLOCATIONS = ("uniform", "alpha", "farms", "depth", "depth_alpha", "shuffled", "reversed")
+SPREADS = (0.3, 0.2, 0.5, 0.1)  # in the order in which they are run
+SEEDS = (0, 1, 2)
+
+
+@dataclass(frozen=True)
+class Key:
+    """What sets a row apart."""
+
+    model: str
+    method: str
+    allocation: str
+    total: float
+    spread: float | None  # of uniform: None
+    seed: int
+    split: str
+
+    def overrides(self, path: str | Path) -> list[str]:
+        """The command line of this row, after ``python -m experiments.prune``."""
+        given = [f"model.path={path}", f"method={self.method}", f"allocation={self.allocation}"]
+        given += [f"total={self.total}", f"seed={self.seed}", f"split={self.split}"]
+        return given if self.spread is None else [*given, f"spread={self.spread}"]
+
+
+@dataclass(frozen=True)
+class Row(Key):
+    """A row that was run."""
+
+    perplexity: float
+    tokens: int
+    sparsity: float
+    sparsity_before: float
+    seconds: float
+    device: str
+    commit: str
+    settings: str  # overrides beyond the design's, where there are any
+
+    @property
+    def key(self) -> Key:
+        return Key(**{field.name: getattr(self, field.name) for field in fields(Key)})
+
+
+def row_of(key: Key, result: dict[str, Any], settings: Sequence[str]) -> Row:
+    """A row from what a run gave."""
+    told = result["pruning"]
+    return Row(
+        **vars(key),
+        perplexity=result["value"],
+        tokens=told["tokens"],
+        sparsity=told["sparsity"],
+        sparsity_before=told["sparsity_before"],
+        seconds=round(result["seconds"], 1),
+        device=result["device"],
+        commit=f"{(result['commit'] or '')[:8]}{'+' if result['changed'] else ''}",
+        settings=" ".join(settings),
+    )
+
+
+def read(path: Path) -> list[Row]:
+    """The rows of a file; none where there is no file."""
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        return [_parsed(line) for line in csv.DictReader(file)]
+
+
+def _parsed(line: dict[str, str]) -> Row:
+    whole, real = ("seed", "tokens"), ("total", "perplexity", "sparsity", "sparsity_before")
+    values: dict[str, Any] = dict(line)
+    values |= {name: int(line[name]) for name in whole}
+    values |= {name: float(line[name]) for name in (*real, "seconds")}
+    values["spread"] = float(line["spread"]) if line["spread"] else None
+    return Row(**values)
+
+
+def append(path: Path, row: Row) -> None:
+    """Add a row to a file, in one write; the header too, where the file is new."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = not path.is_file()
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, [f.name for f in fields(Row)], lineterminator="\n")
+        if new:
+            writer.writeheader()
+        writer.writerow({**vars(row), "spread": "" if row.spread is None else row.spread})
+
+
+def search(model: str, method: str, allocation: str, total: float) -> list[Key]:
+    """The validation rows of one cell."""
+    spreads: Iterable[float | None] = (None,) if allocation == "uniform" else SPREADS
+    return [Key(model, method, allocation, total, s, SEEDS[0], "validation") for s in spreads]
+
+
+def chosen(
+    rows: Iterable[Row], model: str, method: str, allocation: str, total: float
+) -> Row | None:
+    """The validation row of least perplexity, the smaller spread of equals; None: not complete."""
+    wanted = search(model, method, allocation, total)
+    found = [row for row in rows if row.key in wanted]
+    if {row.key for row in found} != set(wanted):
+        return None
+    return min(found, key=lambda row: (row.perplexity, row.spread or 0.0))
+
+
+def finals(best: Row) -> list[Key]:
+    """The test rows of a cell whose spread is chosen."""
+    same = (best.model, best.method, best.allocation, best.total, best.spread)
+    return [Key(*same, seed, "test") for seed in SEEDS]

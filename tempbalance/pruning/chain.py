@@ -1,0 +1,143 @@
+"""Chain: blocks of which each takes what the one before gave, run one at a time.
+
+A block's other arguments (masks, position embeddings) are kept from one pass through the whole
+model, whatever the installed version of transformers calls them.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class _From:
+    """Stands for output ``index`` of the block before."""
+
+    index: int
+
+
+@dataclass(frozen=True)
+class _Call:
+    """The arguments of one block for one batch, with places for what changes."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    def filled(self, outputs: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        args = tuple(outputs[a.index] if isinstance(a, _From) else a for a in self.args)
+        kwargs = {
+            name: outputs[a.index] if isinstance(a, _From) else a for name, a in self.kwargs.items()
+        }
+        return args, kwargs
+
+
+_DONE = _Call((), {})
+
+
+class PassEndedError(Exception):
+    """Raised in a hook to leave a forward pass: what was wanted has been seen."""
+
+
+class Chain:
+    """Some blocks in order, the calls of each batch, and the outputs of the block run last."""
+
+    def __init__(self, blocks: Sequence[nn.Module]) -> None:
+        self.blocks = list(blocks)
+        self._calls: list[list[_Call]] = []  # by batch, by block
+        self._outputs: list[Sequence[Any]] = []  # by batch
+
+    def record(self, run: Callable[[int], None], batches: int) -> bool:
+        """Pass every batch through the model once; False where the blocks form no chain."""
+        for i in range(batches):
+            recorder = _Recorder(self.blocks, whole=not i)
+            if not recorder.run(lambda i=i: run(i)):  # type: ignore[misc]
+                return False
+            self._calls.append(recorder.calls)
+        self._outputs = [()] * batches
+        return True
+
+    def run(self, block: int, keep: bool) -> None:
+        """A block on all batches; with ``keep`` its outputs become the inputs of the next."""
+        for i, calls in enumerate(self._calls):
+            args, kwargs = calls[block].filled(self._outputs[i])
+            outputs = self.blocks[block](*args, **kwargs)
+            if keep:
+                self._outputs[i] = _parts(outputs)
+                calls[block] = _DONE  # so that the input of the first block is given up
+
+
+class _Recorder:
+    """Hooks that write down how a model calls its blocks.
+
+    The first pass is a whole one: a model may call a block again after the last one.
+    """
+
+    def __init__(self, blocks: Sequence[nn.Module], whole: bool) -> None:
+        self.calls: list[_Call] = []
+        self._blocks, self._whole = list(blocks), whole
+        self._outputs: tuple[Any, ...] = ()
+        self._earlier: list[weakref.ref[Tensor]] = []  # outputs of the blocks before the last
+        self._broken = False
+
+    def run(self, work: Callable[[], None]) -> bool:
+        """Whether each block was called once, in order, with outputs of the one before."""
+        handles = []
+        for i, block in enumerate(self._blocks):
+            handles += [
+                block.register_forward_pre_hook(self._before(i), with_kwargs=True),
+                block.register_forward_hook(self._after(i)),
+            ]
+        try:
+            work()
+        finally:
+            for handle in handles:
+                handle.remove()
+        return not self._broken and len(self.calls) == len(self._blocks)
+
+    def _before(self, i: int) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            call = _Call(tuple(map(self._place, args)),
+                         {name: self._place(value) for name, value in kwargs.items()})  # fmt: skip
+            linked = any(isinstance(a, _From) for a in (*call.args, *call.kwargs.values()))
+            if i != len(self.calls) or (i > 0 and not linked):
+                self._broken = True
+                raise PassEndedError
+            self.calls.append(call)
+
+        return hook
+
+    def _after(self, i: int) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any, outputs: Any) -> None:
+            self._earlier += [weakref.ref(o) for o in self._outputs if isinstance(o, Tensor)]
+            self._outputs = _parts(outputs)
+            if i == len(self._blocks) - 1 and not self._whole:
+                raise PassEndedError
+
+        return hook
+
+    def _place(self, value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        for index, output in enumerate(self._outputs):
+            if output is value:
+                return _From(index)
+        # From further back (a U-shaped network): it would go stale as the blocks are pruned.
+        self._broken |= any(earlier() is value for earlier in self._earlier)
+        return value
+
+
+def _parts(outputs: Any) -> tuple[Any, ...]:
+    return tuple(outputs) if isinstance(outputs, tuple | list) else (outputs,)
+
+
+def find_chain(model: nn.Module, wanted: Sequence[nn.Module]) -> Chain | None:
+    """The outermost ``ModuleList`` that holds all wanted modules, if any."""
+    for module in model.modules():  # from the outside inwards
+        if isinstance(module, nn.ModuleList) and set(wanted) <= set(module.modules()):
+            return Chain(list(module))
+    return None
