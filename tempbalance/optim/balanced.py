@@ -25,7 +25,8 @@ from tempbalance.optim.claims import claim, claims, release, renounce
 from tempbalance.optim.group_state import compare_groups, expand_state, is_unsplit, refuse_others
 from tempbalance.optim.groups import Grouping, parameters_of
 from tempbalance.optim.scaled import Scaled, put_back_all_but
-from tempbalance.optim.schedules import check_scheduler, expand_scheduler, extend_scheduler, kept
+from tempbalance.optim.schedules import expand_scheduler, extend_scheduler
+from tempbalance.optim.split import split_all
 from tempbalance.optim.trial import check_split
 from tempbalance.optim.weakly import calling
 
@@ -108,23 +109,12 @@ class Balanced:
 
     def _split(self) -> Grouping:
         """Groups and schedules split by layer; all as they were where one cannot follow."""
-        optimizer, hosts, others = self.optimizer, self._hosts(), self._others()
+        others = self._others()
         for other in others:
             other._take_in_new_groups()
             other._take_in_changes()
-        put_back = [kept(schedule, optimizer.param_groups) for schedule in self._schedules]
-        try:
-            for schedule in self._schedules:
-                self._catch_up(schedule)
-            before = len(optimizer.param_groups)
-            grouping = Grouping(optimizer, hosts)
-            for schedule in self._schedules:
-                expand_scheduler(schedule, grouping.source, before)
-                check_scheduler(schedule, len(optimizer.param_groups))
-        except ValueError:
-            for undo in put_back:
-                undo()
-            raise
+        known = [other.grouping for other in others]
+        grouping, before = split_all(self.optimizer, self._hosts(), self._schedules, known)
         self._tell(others, grouping, grouping.source, before)
         return grouping
 
@@ -147,18 +137,6 @@ class Balanced:
         for scaled in self._scaled.values():
             scaled.refine(source)
         self._scale()
-
-    def _catch_up(self, schedule: Any) -> None:
-        """A schedule of fewer groups: another object has split them, or some were added."""
-        groups = self.optimizer.param_groups
-        known = len(getattr(schedule, "base_lrs", groups))
-        for one in claims(self.optimizer).values():
-            other: Any = one.owner()
-            grouping = getattr(other, "grouping", None)
-            if grouping is not None and known == len(grouping.original) < len(groups):
-                expand_scheduler(schedule, grouping.source, known)
-                return
-        extend_scheduler(schedule, groups, known)
 
     # --- what it knows -------------------------------------------------------------------------
 
