@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from tempbalance.balance.messages import TAKEN_OVER, warn
 from tempbalance.balance.options import Given, check_names, with_options
 from tempbalance.optim.balanced import Balanced, Clock
-from tempbalance.optim.checks import check_base, innermost
+from tempbalance.optim.checks import check_base, check_flag, innermost
 from tempbalance.optim.claims import claims, release
 from tempbalance.optim.follow import check_not_forgotten, steps_of
 from tempbalance.optim.scaled import Value
@@ -83,6 +83,7 @@ class TempBalanceLR(Balanced, LRScheduler):
         optimizer = innermost(optimizer)
         if isinstance(base, TempBalanceLR):
             raise TypeError("base is a TempBalanceLR already: pass the schedule inside it")
+        check_flag("keep_decay", keep_decay)
         check_base(optimizer, base)
         check_not_forgotten(optimizer, base)
         self.base = base
