@@ -26,6 +26,7 @@ from tempbalance.optim.group_state import compare_groups, expand_state, is_unspl
 from tempbalance.optim.groups import Grouping, parameters_of
 from tempbalance.optim.scaled import Scaled, put_back_all_but
 from tempbalance.optim.schedules import check_scheduler, expand_scheduler, extend_scheduler, kept
+from tempbalance.optim.trial import check_split
 from tempbalance.optim.weakly import calling
 
 logger = logging.getLogger("tempbalance")
@@ -64,14 +65,17 @@ class Balanced:
         check_parameters(optimizer, model)
         self.optimizer = optimizer
         self.clock = clock
-        self.balancer = self._new_balancer(model, optimizer, options)
+        self.balancer = Balancer(model, partial(parameters_of, optimizer), **options)
+        check_split(optimizer, self.balancer.hosts)
         self._take_over(fields)  # now that the options are known to be good
         self._schedules = list(schedules)
-        self._shared = self.balancer.shared = self._find_shared()
+        # What is measured for another that balances this optimizer is not measured twice.
+        self._shared: Shared = next((other._shared for other in self._others()), Shared())
+        self.balancer.shared = self._shared
         self.grouping = self._split()
         self._found = self.balancer.found
         self._scaled = {name: Scaled(optimizer, name) for name in fields}
-        self._adopting = False
+        self._adopting = self._stale_said = False
         self._hooks = [
             optimizer.register_load_state_dict_pre_hook(calling(self, "_before_load")),
             optimizer.register_load_state_dict_post_hook(calling(self, "_after_load")),
@@ -82,23 +86,15 @@ class Balanced:
         for name, scaled in self._scaled.items():
             claim(optimizer, name, weakref.ref(self), scaled)
 
-    def _new_balancer(self, model: nn.Module, optimizer: Optimizer, options: Given) -> Balancer:
-        return Balancer(model, partial(parameters_of, optimizer), **options)
-
     def _take_over(self, fields: Sequence[str]) -> None:
         """End what scales these fields already."""
         if release(self.optimizer, fields):
             warn(TAKEN_OVER)
 
-    def _find_shared(self) -> Shared:
-        """What is measured for another that balances this optimizer need not be measured twice."""
-        return next((other._shared for other in self._others()), Shared())
-
     def _others(self) -> list[Balanced]:
         """Those that balance other fields of this optimizer."""
-        owners: list[Any] = [one.owner() for one in claims(self.optimizer).values()]
-        found = [x for x in owners if isinstance(x, Balanced) and x is not self]
-        return list({id(x): x for x in found}.values())
+        owners = {id(x): x for x in (one.owner() for one in claims(self.optimizer).values())}
+        return [x for x in owners.values() if isinstance(x, Balanced) and x is not self]
 
     def _hosts(self) -> Sequence[Host]:
         """What has a value of its own."""
@@ -106,8 +102,8 @@ class Balanced:
 
     def _split(self) -> Grouping:
         """Groups and schedules split by layer; all as they were where one cannot follow."""
-        optimizer, hosts, others = self.optimizer, self._hosts(), self._others()
-        for other in others:
+        optimizer, hosts = self.optimizer, self._hosts()
+        for other in self._others():
             other._take_in_new_groups()
             other._take_in_changes()
         put_back = [kept(schedule, optimizer.param_groups) for schedule in self._schedules]
@@ -123,14 +119,12 @@ class Balanced:
             for undo in put_back:
                 undo()
             raise
-        self._tell(others, grouping, grouping.source, before)
+        self._tell(grouping, grouping.source, before)
         return grouping
 
-    def _tell(
-        self, others: Sequence[Balanced], own: Grouping, source: Sequence[int], before: int
-    ) -> None:
+    def _tell(self, own: Grouping, source: Sequence[int], before: int) -> None:
         """Others that know the groups as they were before a split follow it, and say more."""
-        for other in others:
+        for other in self._others():
             if len(other._main.base) == before:
                 if list(source) != list(range(before)):
                     other._refine(source, before, self._schedules)
@@ -150,11 +144,9 @@ class Balanced:
         """A schedule of fewer groups: another object has split them, or some were added."""
         groups = self.optimizer.param_groups
         known = len(getattr(schedule, "base_lrs", groups))
-        for one in claims(self.optimizer).values():
-            other: Any = one.owner()
-            grouping = getattr(other, "grouping", None)
-            if grouping is not None and known == len(grouping.original) < len(groups):
-                expand_scheduler(schedule, grouping.source, known)
+        for other in self._others():
+            if known == len(other.grouping.original) < len(groups):
+                expand_scheduler(schedule, other.grouping.source, known)
                 return
         extend_scheduler(schedule, groups, known)
 
@@ -263,8 +255,25 @@ class Balanced:
         if not self._hooks or not any(scaled.changed() for scaled in self._scaled.values()):
             return
         if any(float(group["lr"]) for group in groups):
+            self._warn_of_stale()
             self._put_back()
             self._scale()
+
+    def _warn_of_stale(self) -> None:
+        """Say so, once, where somebody writes the groups as they were before the split."""
+        before, now = len(self.grouping.original), len(self.optimizer.param_groups)
+        written = self._main.changed()
+        if self._stale_said or before >= now or written != list(range(before)):
+            return
+        self._stale_said = True
+        these = "first param group" if before == 1 else f"first {before} param groups"
+        warn(
+            f"the {self.field} of the {these} was written, and that of the other {now - before} "
+            "was not: this is for the groups before they were split by layer, and most layers "
+            "keep the old value. Write to all (for group in optimizer.param_groups: ...), pass "
+            "the schedule to TempBalanceLR(optimizer, model, schedule), or use "
+            "tempbalance.StepHooks(optimizer, model), which leaves the groups whole"
+        )
 
     def _take_in_new_groups(self) -> None:
         """Groups added since the last step get names, layers and the first group's schedule.
@@ -292,7 +301,7 @@ class Balanced:
         for name, scaled in self._scaled.items():
             added = [fresh[name][i - known] for i in source if i >= known]
             scaled.grow(added, self.grouping.source)
-        self._tell(self._others(), self.grouping, source, before)
+        self._tell(self.grouping, source, before)
         self._found = self.balancer.found
 
     # --- the optimizer's hooks -----------------------------------------------------------------
@@ -384,9 +393,6 @@ class Balanced:
         """What is stepped here takes its own state."""
 
     def _log_coverage(self) -> None:
-        logger.info(
-            "TempBalance: %d layers in %d param groups, %.1f%% of the parameters",
-            len(self.balancer.layers),
-            len(self.optimizer.param_groups),
-            100 * self.balancer.coverage,
-        )
+        counts = len(self.balancer.layers), len(self.optimizer.param_groups)
+        text = "TempBalance: %d layers in %d param groups, %.1f%% of the parameters"
+        logger.info(text, *counts, 100 * self.balancer.coverage)

@@ -7,13 +7,15 @@ from typing import Any, Unpack
 
 from torch import nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from tempbalance.assign import Assignment, LinearMap
 from tempbalance.balance.options import Given, GivenRest, check_names, with_options
 from tempbalance.layers import Host, without_norms
 from tempbalance.optim.balanced import Balanced, Clock
-from tempbalance.optim.checks import check_decay, innermost
+from tempbalance.optim.checks import check_decay
 from tempbalance.optim.follow import built_on
+from tempbalance.optim.wrapped import innermost
 
 # The published assignment of AdamW, and its interval.
 ASSIGN = LinearMap(2 / 3, 5.0)
@@ -80,7 +82,8 @@ class AlphaDecay(Balanced):
         check_names(type(self), options)
         optimizer = innermost(optimizer)
         check_decay(optimizer)
-        schedules = [s for s in built_on(optimizer) if not isinstance(s, Balanced)]
+        torchs = [s for s in built_on(optimizer) if isinstance(s, LRScheduler)]
+        schedules = [s for s in torchs if not isinstance(s, Balanced)]
         given: Given = {**options, "assign": assign, "every": every}
         self._model = model
         super().__init__(optimizer, model, schedules, clock, (), given)

@@ -11,11 +11,10 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from tempbalance.spectra.batches import LARGE, Batch, converted, is_double
+from tempbalance.spectra.batches import LARGE, Batch, converted
 
 try:  # our own kernels, on request: without their folder the library does all
     from tempbalance.spectra.eigensolver import solver as kernels
@@ -69,10 +68,9 @@ def solve(gram: Tensor) -> Tensor:
     found = None if kernels is None else kernels.eigvalsh(gram)
     if found is not None:
         return found
-    if gram.device.type == "cpu" and is_double(gram):
-        # The LAPACK of numpy takes two thirds of the time of torch's in double precision.
-        with contextlib.suppress(np.linalg.LinAlgError):
-            return torch.from_numpy(np.linalg.eigvalsh(gram.numpy(), UPLO="L"))
+    # Not numpy's LAPACK: alone it is faster in double precision, but it brings threads of its own,
+    # which no pool can pin; from two workers it is many times slower, and its last digits depend
+    # on the number of cores.
     # LAPACK stores by columns: the transpose, which has the same eigenvalues, is copied in memory
     # order, and the upper half of it is what LAPACK reduces fastest.
     by_columns = gram.mT

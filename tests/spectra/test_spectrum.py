@@ -392,3 +392,15 @@ def test_alpha_of_every_family_to_1e_5(name: str, n: int, dtype: torch.dtype) ->
     record = analyze(layer, windows=WholeMatrix()).layers[0]
     assert record.alpha == pytest.approx(law.alpha, rel=1e-5)
     assert pytest.approx(law.d, rel=1e-4) == record.D
+
+
+def test_double_precision_is_the_same_on_any_number_of_cores() -> None:
+    """A BLAS of threads of its own would round otherwise, and the pool's workers wait for them."""
+    threadpoolctl = pytest.importorskip("threadpoolctl")
+    generator = torch.Generator().manual_seed(0)
+    slices = torch.randn(2, 384, 384, generator=generator, dtype=torch.float64)
+    found = []
+    for threads in (1, 2):
+        with threadpoolctl.threadpool_limits(threads, user_api="blas"):
+            found.append(spectra([task(slices, WholeMatrix())], BUDGET)[0])
+    assert torch.equal(*found)
