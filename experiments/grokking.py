@@ -13,12 +13,12 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytorch_lightning as pl
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from rich.console import Console
 
 from experiments.pictures import blank, read_metrics
@@ -65,10 +65,13 @@ def draw(folders: Sequence[Path]) -> Figure:
         for axis, (kind, label) in zip(column[1:], _BY_LAYER.items(), strict=True):
             found = curves(rows, _layers(rows, f"tempbalance/{kind}/"))
             for i, (name, line) in enumerate(found.items()):
-                axis.plot(*line, color=COLORS[i % len(COLORS)], label=name, lw=1.2)
+                color = COLORS[i % len(COLORS)]
+                axis.plot(*line, color=color, label=name.rpartition("layers.")[2], lw=1.2)
             axis.set_ylabel(label)
+        column[1].plot(*_mean(rows), color="black", ls="--", label="mean")
         column[1].axhline(2, color="grey", lw=0.8, ls=":")
-        column[2].set_yscale("symlog", linthresh=4)
+        column[-1].set_ylim(-0.1, max(1.1, 1.1 * column[-1].get_ylim()[1]))
+        column[-1].yaxis.set_major_locator(MaxNLocator(integer=True))
         column[-1].set_xlabel("optimizer steps")
         for axis in column:
             axis.set_xscale("log")
@@ -98,7 +101,15 @@ def _layers(rows: Sequence[Mapping[str, float]], prefix: str) -> dict[str, list[
     return {name: [key] for key, name in names.items() if name not in _SUMMARY}
 
 
-def main(arguments: Sequence[str] | None = None) -> Any:
+def _mean(rows: Sequence[Mapping[str, float]]) -> tuple[list[float], list[float]]:
+    """Steps, and the mean over layers of alpha."""
+    keys = [key for each in _layers(rows, "tempbalance/alpha/").values() for key in each]
+    known = [(row["step"], [row[key] for key in keys if key in row]) for row in rows]
+    points = [(max(1.0, step), float(np.mean(values))) for step, values in known if values]
+    return [step for step, _ in points], [value for _, value in points]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(prog="python -m experiments.grokking")
     parser.add_argument("folders", type=Path, nargs="+", help="folders of runs")

@@ -111,9 +111,11 @@ class TempBalanceTrainerCallback(TrainerCallback):
             **options,
         )
         self.traps.start()
+        self._logged = 0
         if saved is not None:
             self.hooks.load_state_dict(saved)
             self.traps.load_state_dict(saved.get("traps", {}))
+            self._logged = self.hooks.balancer.measurements  # by the run that saved them
         elif state.global_step:
             logger.info("the checkpoint holds no balancing state: measuring the model as it is now")
 

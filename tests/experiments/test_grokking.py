@@ -113,7 +113,7 @@ def test_a_run_logs_alpha_and_traps_and_is_drawn(
     figure = grokking.draw([folder, folder])
     drawn = {line.get_label(): line for line in figure.axes[2].get_lines()}
     np.testing.assert_allclose(
-        drawn[layer].get_ydata(),  # type: ignore[arg-type]
+        drawn[layer.rpartition("layers.")[2]].get_ydata(),  # type: ignore[arg-type]
         [float(r[f"tempbalance/alpha/model.{layer}"]) for r in rows if r["tempbalance/alpha/max"]],
     )
     assert out.is_file()
