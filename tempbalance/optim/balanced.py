@@ -66,11 +66,13 @@ class Balanced:
         check_parameters(optimizer, model)
         self.optimizer = optimizer
         self.clock = clock
-        self.balancer = self._new_balancer(model, optimizer, options)
+        self.balancer = Balancer(model, partial(parameters_of, optimizer), **options)
         check_split(optimizer, self.balancer.hosts)
         self._take_over(fields)  # now that the options are known to be good
         self._schedules = list(schedules)
-        self._shared = self.balancer.shared = self._find_shared()
+        # What is measured for another that balances this optimizer is not measured twice.
+        self._shared: Shared = next((other._shared for other in self._others()), Shared())
+        self.balancer.shared = self._shared
         self.grouping = self._split()
         self._found = self.balancer.found
         self._scaled = {name: Scaled(optimizer, name) for name in fields}
@@ -85,23 +87,15 @@ class Balanced:
         for name, scaled in self._scaled.items():
             claim(optimizer, name, weakref.ref(self), scaled)
 
-    def _new_balancer(self, model: nn.Module, optimizer: Optimizer, options: Given) -> Balancer:
-        return Balancer(model, partial(parameters_of, optimizer), **options)
-
     def _take_over(self, fields: Sequence[str]) -> None:
         """End what scales these fields already."""
         if release(self.optimizer, fields):
             warn(TAKEN_OVER)
 
-    def _find_shared(self) -> Shared:
-        """What is measured for another that balances this optimizer need not be measured twice."""
-        return next((other._shared for other in self._others()), Shared())
-
     def _others(self) -> list[Balanced]:
         """Those that balance other fields of this optimizer."""
-        owners: list[Any] = [one.owner() for one in claims(self.optimizer).values()]
-        found = [x for x in owners if isinstance(x, Balanced) and x is not self]
-        return list({id(x): x for x in found}.values())
+        owners = {id(x): x for x in (one.owner() for one in claims(self.optimizer).values())}
+        return [x for x in owners.values() if isinstance(x, Balanced) and x is not self]
 
     def _hosts(self) -> Sequence[Host]:
         """What has a value of its own."""
@@ -115,14 +109,12 @@ class Balanced:
             other._take_in_changes()
         known = [other.grouping for other in others]
         grouping, before = split_all(self.optimizer, self._hosts(), self._schedules, known)
-        self._tell(others, grouping, grouping.source, before)
+        self._tell(grouping, grouping.source, before)
         return grouping
 
-    def _tell(
-        self, others: Sequence[Balanced], own: Grouping, source: Sequence[int], before: int
-    ) -> None:
+    def _tell(self, own: Grouping, source: Sequence[int], before: int) -> None:
         """Others that know the groups as they were before a split follow it, and say more."""
-        for other in others:
+        for other in self._others():
             if len(other._main.base) == before:
                 if list(source) != list(range(before)):
                     other._refine(source, before, self._schedules)
@@ -289,7 +281,7 @@ class Balanced:
         for name, scaled in self._scaled.items():
             added = [fresh[name][i - known] for i in source if i >= known]
             scaled.grow(added, self.grouping.source)
-        self._tell(self._others(), self.grouping, source, before)
+        self._tell(self.grouping, source, before)
         self._found = self.balancer.found
 
     # --- the optimizer's hooks -----------------------------------------------------------------
@@ -381,9 +373,6 @@ class Balanced:
         """What is stepped here takes its own state."""
 
     def _log_coverage(self) -> None:
-        logger.info(
-            "TempBalance: %d layers in %d param groups, %.1f%% of the parameters",
-            len(self.balancer.layers),
-            len(self.optimizer.param_groups),
-            100 * self.balancer.coverage,
-        )
+        counts = len(self.balancer.layers), len(self.optimizer.param_groups)
+        text = "TempBalance: %d layers in %d param groups, %.1f%% of the parameters"
+        logger.info(text, *counts, 100 * self.balancer.coverage)

@@ -66,6 +66,12 @@ def check_parameters(optimizer: Optimizer, model: Any) -> None:
         )
 
 
+def check_flag(name: str, value: Any) -> None:
+    """Raises TypeError for what is neither True nor False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+
+
 def check_clock(clock: Any) -> None:
     """Raises ValueError for a clock that there is not."""
     if clock not in ("step", "manual"):

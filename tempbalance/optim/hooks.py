@@ -21,7 +21,7 @@ from tempbalance.balance.options import Given, GivenAssign, check_names, with_op
 from tempbalance.balance.shared import Shared
 from tempbalance.balance.tracker import Parameters
 from tempbalance.layers import Host, without_norms
-from tempbalance.optim.checks import check_decay, check_optimizer
+from tempbalance.optim.checks import check_decay, check_flag, check_optimizer
 from tempbalance.optim.claims import claim, release, renounce
 from tempbalance.optim.decay import ASSIGN, EVERY, AlphaDecay
 from tempbalance.optim.groups import Group, by_parameter, common, parameters_of
@@ -86,6 +86,7 @@ class StepHooks:
         optimizer = innermost(optimizer)
         both = keep_decay or decay is not None
         fields = ("lr", "weight_decay") if both else ("lr",)
+        check_flag("keep_decay", keep_decay)
         check_optimizer(optimizer, fields)
         if not isinstance(tick, int) or tick < 0:
             raise ValueError(f"tick must be the number of steps so far, got {tick!r}")

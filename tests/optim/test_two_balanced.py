@@ -141,6 +141,13 @@ def test_hooks_are_the_two_objects(fixed: Any, make: Any) -> None:
         torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("how", [tb.TempBalanceLR, tb.StepHooks])
+def test_keep_decay_is_true_or_false(how: Any) -> None:
+    model = net()
+    with pytest.raises(TypeError, match="keep_decay must be True or False, got 'yes'"):
+        how(SGD(model.parameters(), RATE), model, keep_decay="yes")
+
+
 @pytest.mark.parametrize("order", ["rate decay", "decay rate"])
 def test_a_group_added_later_is_split_for_both(order: str) -> None:
     model, optimizer, rate, decay = build(order, None, None)
