@@ -5,11 +5,12 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+OLDEST ?= .venv-oldest
 # One thread a test process: threads of several processes on few cores wait for each other.
 TEST_ENV := OMP_NUM_THREADS=1 WANDB_MODE=offline MPLBACKEND=Agg
 WORKERS ?= 2
 
-.PHONY: demo test test-fast lint format bench wheel-test clean
+.PHONY: demo test test-fast test-oldest lint format bench wheel-test clean
 
 demo: $(STAMP)  ## a small ResNet on digits: uniform, TempBalance and FARMS over three seeds
 	$(BIN)/python -m experiments.quickstart
@@ -19,6 +20,10 @@ test: $(STAMP)  ## all tests
 
 test-fast: $(STAMP)  ## all tests but those that start processes or train for long
 	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow"
+
+test-oldest: $(OLDEST)/.installed  ## the core's tests with the lowest torch and numpy that are allowed
+	$(TEST_ENV) $(OLDEST)/bin/python -m pytest -m "not slow" \
+		tests/spectra tests/layers tests/measure tests/assign tests/balance tests/optim
 
 lint: $(STAMP)  ## style and types
 	$(BIN)/ruff check .
@@ -40,5 +45,14 @@ $(STAMP): pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@
 
+# In an environment of its own. numpy below 2.3 is what torch 2.4 was built for.
+$(OLDEST)/.installed: pyproject.toml
+	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet --upgrade pip
+	$(OLDEST)/bin/python -m pip install --quiet 'torch==2.4.*' 'numpy<2.3' \
+		pytest pytest-timeout hypothesis
+	$(OLDEST)/bin/python -m pip install --quiet --no-deps --editable .
+	touch $@
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import MeanMetric, Metric
 
@@ -81,3 +82,14 @@ class BitsPerByte(Metric):
     def compute(self) -> Tensor:
         """Bits a byte."""
         return self.nats / (math.log(2) * self.bytes)
+
+
+class OneHotError:
+    """Training loss of a classifier: the mean squared error of its outputs from one-hot targets.
+
+    Source: Liu et al. 2022, Omnigrok (arXiv 2210.01117).
+    """
+
+    def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """(B, classes) and (B,) -> a scalar."""
+        return F.mse_loss(logits, F.one_hot(labels, logits.shape[1]).to(logits.dtype))

@@ -120,7 +120,12 @@ def with_decay(method: str, decay: str) -> str:
     return method if decay == "none" else f"{method}+{decay}"
 
 
-for _resolver in (run_label, at_share, by_method, part, times, either, with_decay):
+def choose(condition: bool, yes: Any, no: Any) -> Any:
+    """The first value where the condition holds, else the second."""
+    return yes if condition else no
+
+
+for _resolver in (run_label, at_share, by_method, part, times, either, with_decay, choose):
     OmegaConf.register_new_resolver(_resolver.__name__, _resolver, replace=True)
 OmegaConf.register_new_resolver("is_zero", lambda value: not value, replace=True)
 

@@ -80,7 +80,11 @@ class Task(pl.LightningModule):
 
 
 class Classification(Task):
-    """Cross entropy and accuracy of `num_classes` classes."""
+    """Loss and accuracy of `num_classes` classes.
+
+    `loss`: of logits (B, num_classes) and labels (B,), default cross entropy, with
+    `label_smoothing` in training.
+    """
 
     def __init__(
         self,
@@ -90,9 +94,11 @@ class Classification(Task):
         *,
         num_classes: int,
         label_smoothing: float = 0.0,
+        loss: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> None:
         super().__init__(model, optimizer, schedule)
         self.label_smoothing = label_smoothing
+        self.loss = loss
         self.accuracy = nn.ModuleDict(
             {
                 stage: MulticlassAccuracy(num_classes, average="micro")
@@ -104,7 +110,11 @@ class Classification(Task):
         x, y = batch
         logits = self(x)
         smoothing = self.label_smoothing if stage == "train" else 0.0
-        loss = F.cross_entropy(logits, y, label_smoothing=smoothing)
+        loss = (
+            F.cross_entropy(logits, y, label_smoothing=smoothing)
+            if self.loss is None
+            else self.loss(logits, y)
+        )
         accuracy = cast("MulticlassAccuracy", self.accuracy[f"{stage}_"])
         accuracy.update(logits, y)
         self._show(f"{stage}/loss", loss, len(y), bar=stage == "train")

@@ -66,6 +66,25 @@ def ddp(rank: int) -> dict[str, Any]:
     }
 
 
+def decay(rank: int) -> dict[str, Any]:
+    """Rates and decays of one optimizer: each layer is computed by one rank, once."""
+    counts = _counted()
+    model = nn.parallel.DistributedDataParallel(net())
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.1)
+    scheduler = tb.TempBalanceLR(optimizer, model)
+    decay = tb.AlphaDecay(optimizer, model, every=1)
+    for i in range(3):
+        train_step(model, optimizer, 2 * i + rank)
+        scheduler.step()
+        decay.step()
+    return {
+        "rates": rates(optimizer),
+        "decays": list(decay.layer_decays.values()),
+        "same": scheduler.alphas == decay.alphas,
+        "counts": counts,
+    }
+
+
 def fsdp2(rank: int) -> dict[str, Any]:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
@@ -301,6 +320,7 @@ def lightning_fsdp2(rank: int) -> dict[str, Any]:
 
 CASES = {
     "ddp": ddp,
+    "decay": decay,
     "fsdp2": fsdp2,
     "spectra_fsdp2": spectra_fsdp2,
     "background": background,

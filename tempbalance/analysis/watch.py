@@ -10,7 +10,8 @@ tells it is disputed (arXiv 2605.20441), so it has no part in this.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from tempbalance.analysis.traps import Traps, find_traps
 from tempbalance.layers import Layer
@@ -43,9 +44,13 @@ class TrapWatch:
         """The layers whose traps persist and rise."""
         return [name for name, seen in self._seen.items() if self._rises(seen)]
 
-    def message(self) -> str:
-        """What is known of these layers, in a sentence; empty where there are none."""
-        names = self.rising()
+    def message(self, names: Sequence[str] | None = None) -> str:
+        """What is known of these layers, in a sentence; empty where there are none.
+
+        Args:
+            names: some of those of :meth:`rising`; default all.
+        """
+        names = self.rising() if names is None else names
         if not names:
             return ""
         return (
@@ -53,6 +58,17 @@ class TrapWatch:
             f"in {some(names)}. In some networks this came before held-out accuracy fell, in "
             "others it was harmless: look at yours"
         )
+
+    def state_dict(self) -> dict[str, list[list[float | None]]]:
+        """Plain values by layer: count and units of its last looks."""
+        return {n: [[t.traps, t.trap_units] for t in seen] for n, seen in self._seen.items()}
+
+    def load_state_dict(self, state: Mapping[str, Sequence[Sequence[Any]]]) -> None:
+        """Continue where :meth:`state_dict` left off."""
+        self._seen = {
+            name: [Traps(count, units) for count, units in seen][-self.looks :]
+            for name, seen in state.items()
+        }
 
     def _rises(self, seen: Sequence[Traps]) -> bool:
         if len(seen) < self.looks or not all(traps.traps for traps in seen):

@@ -58,6 +58,12 @@ class Balancer(Tracker):
         hold = self.options.hold
         return self._ramp.at(self._tick if hold is None else min(self._tick, hold))
 
+    @property
+    def settled(self) -> bool:
+        """Whether the first multipliers are the last ones: no clock counts."""
+        o = self.options
+        return bool(o.assign.once or not self.layers) and not (o.start or o.stop or o.ramp)
+
     def restart(self, tick: int) -> None:
         self._ramp.forget(tick)
         super().restart(tick)

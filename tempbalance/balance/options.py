@@ -197,7 +197,14 @@ def check_names(owner: type, given: Iterable[str]) -> None:
             raise TypeError(f"{owner.__name__} has no option {name!r}; {hint}")
 
 
-def with_options(*, without: tuple[str, ...] = (), **defaults: Any) -> Callable[[T], T]:
+# Options that are objects: in the signature of a class that is also built from files their default
+# is None, for a file cannot hold an object, and a tool that reads the signature tries to.
+OBJECTS = ("windows", "fit", "assign")
+
+
+def with_options(
+    *, without: tuple[str, ...] = (), files: bool = False, **defaults: Any
+) -> Callable[[T], T]:
     """Show the options in a class's signature, where ``**options`` stands in its code.
 
     So help, completion and command lines that read signatures see every option, its type and its
@@ -205,8 +212,12 @@ def with_options(*, without: tuple[str, ...] = (), **defaults: Any) -> Callable[
 
     Args:
         without: options that the class does not take.
+        files: whether it is also built from files (YAML, by class_path): objects default to None.
         defaults: those that it has other defaults for.
     """
+
+    if files:
+        defaults = {**dict.fromkeys(OBJECTS), **defaults}
 
     def show(cls: T) -> T:
         init: Any = cls.__init__  # type: ignore[misc]
@@ -224,7 +235,7 @@ def with_options(*, without: tuple[str, ...] = (), **defaults: Any) -> Callable[
                 field.name,
                 inspect.Parameter.KEYWORD_ONLY,
                 default=defaults.get(field.name, field.default),
-                annotation=hints[field.name],
+                annotation=Any if files and field.name in OBJECTS else hints[field.name],
             )
             for field in dataclasses.fields(Options)
             if field.name not in taken

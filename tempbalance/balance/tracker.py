@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Unpack
 
@@ -28,7 +28,7 @@ from tempbalance.measure.attempt import Result, attempt
 from tempbalance.measure.method import Method
 from tempbalance.measure.ranks import found_group, sharded, side_group
 from tempbalance.measure.snapshot import attempt_later
-from tempbalance.measure.twins import theory_marks
+from tempbalance.measure.twins import below_twins, theory_marks
 from tempbalance.spectra.by_layer import checked_windows
 
 # Seconds of waiting for a measurement in the background that are worth a word.
@@ -141,6 +141,11 @@ class Tracker:
     def theory_marks(self) -> tuple[list[str], list[str]]:
         """Over- and under-trained layers; see :func:`tempbalance.measure.twins.theory_marks`."""
         return theory_marks(self._present(), self._alphas, self._method)
+
+    def below_random(self, names: Collection[str]) -> list[str]:
+        """Those of these layers whose alpha lies under that of a random matrix of the shape."""
+        layers = [layer for layer in self._present() if layer.name in names]
+        return below_twins(layers, self._alphas, self._method)
 
     @property
     def sharded(self) -> bool:

@@ -14,9 +14,9 @@ from typing import Any, Unpack
 
 import torch.distributed as dist
 from torch import nn
-from torch.optim import Optimizer
 
 from tempbalance.balance.options import Given, GivenAssign, check_names, with_options
+from tempbalance.integrations.traps import TrapLog
 from tempbalance.optim.decay import AlphaDecay
 from tempbalance.optim.hooks import StepHooks
 from tempbalance.runs import write as history
@@ -44,6 +44,9 @@ class TempBalanceTrainerCallback(TrainerCallback):
         log: at each measurement, ``"summary"`` adds least, median and largest alpha and
             multiplier to the Trainer's ``log_history`` and to a W&B run where there is one,
             ``"layers"`` also those of every layer, ``"none"`` nothing.
+        traps: look for correlation traps (atypical entries) at each measurement too, which costs
+            several measurements; logged as ``traps`` and ``trap_units``. A warning names each
+            layer, once, whose traps persist and grow over three looks.
         keep_decay, decay: see :class:`~tempbalance.StepHooks`.
         options: see :class:`~tempbalance.balance.options.Options`, in optimizer steps.
 
@@ -59,6 +62,7 @@ class TempBalanceTrainerCallback(TrainerCallback):
         *,
         every: int = 100,
         log: str = "summary",
+        traps: bool = False,
         keep_decay: bool = False,
         decay: Given | None = None,
         **options: Unpack[GivenAssign],
@@ -69,6 +73,7 @@ class TempBalanceTrainerCallback(TrainerCallback):
             raise ValueError(f"log must be 'layers', 'summary' or 'none', got {log!r}")
         self.every, self.log, self.options = every, log, options
         self.keep_decay, self.decay = keep_decay, decay
+        self.traps = TrapLog(traps)
         self.hooks: StepHooks | None = None
         self._logged = 0
 
@@ -97,7 +102,7 @@ class TempBalanceTrainerCallback(TrainerCallback):
         options: Any = {"process_group": group, **self.options}
         decay: Any = None if self.decay is None else {"process_group": group, **self.decay}
         self.hooks = StepHooks(
-            _innermost(optimizer),
+            optimizer,
             model,
             every=self.every,
             begin=saved is None,
@@ -105,8 +110,10 @@ class TempBalanceTrainerCallback(TrainerCallback):
             decay=decay,
             **options,
         )
+        self.traps.start()
         if saved is not None:
             self.hooks.load_state_dict(saved)
+            self.traps.load_state_dict(saved.get("traps", {}))
         elif state.global_step:
             logger.info("the checkpoint holds no balancing state: measuring the model as it is now")
 
@@ -117,6 +124,7 @@ class TempBalanceTrainerCallback(TrainerCallback):
             return
         if self.hooks.balancer.measurements != self._logged:
             self._logged = self.hooks.balancer.measurements
+            self.traps.look([self.hooks.balancer], quiet=not state.is_world_process_zero)
             self._log(state)
         self._keep(state, control)
 
@@ -135,7 +143,7 @@ class TempBalanceTrainerCallback(TrainerCallback):
         """The state as it is now goes into the checkpoint that may follow."""
         if self.hooks is not None and (control.should_save or whatever):
             kept: dict[str, Any] = state.stateful_callbacks  # type: ignore[assignment]
-            kept[_KEY] = self.hooks.state_dict()
+            kept[_KEY] = {**self.hooks.state_dict(), "traps": self.traps.state_dict()}
 
     def _log(self, state: TrainerState) -> None:
         """Into the Trainer's history and a W&B run: its other loggers hear of nothing from here."""
@@ -144,6 +152,7 @@ class TempBalanceTrainerCallback(TrainerCallback):
             return
         alphas, multipliers = self.hooks.alphas, self.hooks.multipliers
         figures = history.summary(alphas, multipliers)
+        figures |= self.traps.figures(by_layer=self.log == "layers")
         if self.log == "layers":
             figures |= history.by_layer(alphas, multipliers, {})
         for name, value in self.hooks.decay_multipliers.items() if self.log == "layers" else ():
@@ -174,10 +183,3 @@ def _saved_state(state: TrainerState) -> Mapping[str, Any] | None:
         return None
     saved: Any = state.stateful_callbacks or {}
     return saved.get(_KEY)
-
-
-def _innermost(optimizer: Any) -> Optimizer:
-    """The torch optimizer inside accelerate's wrapper."""
-    while not isinstance(optimizer, Optimizer) or hasattr(optimizer, "optimizer"):
-        optimizer = optimizer.optimizer
-    return optimizer

@@ -10,10 +10,20 @@ from typing import TYPE_CHECKING, Any, Unpack
 import torch.distributed as dist
 from torch.optim import Optimizer
 
-from tempbalance.balance.options import Given, GivenAssign, check_names, with_options
+from tempbalance.balance.options import OBJECTS, Given, GivenAssign, check_names, with_options
 from tempbalance.balance.tracker import Tracker
-from tempbalance.integrations.lightning_logs import LOGS, Log, RunLog, is_a
+from tempbalance.integrations.lightning_checks import (
+    check_configs,
+    config_class,
+    configs_of,
+    optimizer_of,
+    refuse,
+)
+from tempbalance.integrations.lightning_logs import LOGS, Log, RunLog
+from tempbalance.integrations.traps import TrapLog
+from tempbalance.optim.checks import check_decay
 from tempbalance.optim.decay import AlphaDecay
+from tempbalance.optim.hooks import StepHooks
 from tempbalance.optim.scheduler import TempBalanceLR
 
 logger = logging.getLogger("tempbalance")
@@ -37,14 +47,8 @@ if TYPE_CHECKING:
 else:
     pl = _lightning()
 
-_REFUSED = {
-    "FSDPStrategy": "it flattens the weights, so that no layer has a matrix of its own",
-    "DeepSpeedStrategy": "it builds its own optimizer from flattened weights",
-}
-_AVERAGING = "StochasticWeightAveraging"
 
-
-@with_options(without=("every",))
+@with_options(without=("every",), files=True)
 class TempBalanceCallback(pl.Callback):
     """Layer-wise learning rates from the spectra, for a LightningModule as it is.
 
@@ -66,10 +70,17 @@ class TempBalanceCallback(pl.Callback):
         warn: name, at the end, layers that theory calls over-trained (alpha under 2 and under
             what a random matrix reads) and those that never left the random spectrum; only layers
             that were measured twice or more.
+        traps: look for correlation traps (atypical entries) at each measurement too, which costs
+            several measurements; logged by layer as ``traps`` and ``trap_units``. A warning names
+            each layer, once, whose traps persist and grow over three looks.
         keep_decay: see :class:`~tempbalance.TempBalanceLR`.
         decay: balance weight decay too: the options of a :class:`~tempbalance.AlphaDecay` (``{}``
             for its defaults, with the callback's own interval). For decay alone,
             ``assign=Constant(1.0)``.
+        hooks: put multipliers on only while the optimizer steps, through a
+            :class:`~tempbalance.StepHooks`: schedules that are not torch's (timm's), groups,
+            learning-rate monitors and the checkpoint's optimizer stay as they are without the
+            callback. Then everything is counted in optimizer steps: give ``every_n_steps``.
         options: see :class:`~tempbalance.balance.options.Options`; ``start``, ``stop``, ``hold``,
             ``ramp`` and ``delay`` are in epochs, or in optimizer steps with ``every_n_steps``.
 
@@ -92,8 +103,10 @@ class TempBalanceCallback(pl.Callback):
         log: Log = "auto",
         esd: bool = True,
         warn: bool = True,
+        traps: bool = False,
         keep_decay: bool = False,
         decay: Given | None = None,
+        hooks: bool = False,
         **options: Unpack[GivenAssign],
     ) -> None:
         super().__init__()
@@ -103,19 +116,30 @@ class TempBalanceCallback(pl.Callback):
         if log not in LOGS:
             raise ValueError(f"log must be 'auto', 'layers', 'summary' or 'none', got {log!r}")
         check_names(type(self), options)
+        for name in OBJECTS:  # from a file
+            if options.get(name, ...) is None:
+                del options[name]  # type: ignore[misc]
         check_names(AlphaDecay, decay or {})
         if keep_decay and decay is not None:
             raise ValueError("keep_decay and decay both write the weight decay: use one of them")
         if every_n_steps is not None and every_n_epochs != 1:
             raise ValueError("give every_n_epochs or every_n_steps, not both")
+        if hooks and (every_n_steps is None or observe):
+            raise ValueError(
+                "hooks=True counts optimizer steps, and is not for observe: give every_n_steps"
+            )
+        self.hooks = hooks
         self.by_step = every_n_steps is not None
         self.every = every_n_steps or every_n_epochs
         # Lightning overwrites an attribute named ``log``.
         self.observe, self.run_log = observe, RunLog(log, esd, warn)
+        self.traps = TrapLog(traps)
         self.options, self.keep_decay, self.decay = options, keep_decay, decay
         self.decays: list[AlphaDecay] = []
+        self.step_hooks: list[StepHooks] = []
         self.schedulers: list[TempBalanceLR] = []
         self.observers: list[Tracker] = []
+        self._logged: list[int] = []  # the measurements that the loggers have
         self._own: list[TempBalanceLR] = []  # those that are in none of the trainer's lists
         self._clock = -1  # the epoch, or the number of optimizer steps, of the last tick
         self._saved: dict[str, Any] | None = None
@@ -125,17 +149,20 @@ class TempBalanceCallback(pl.Callback):
     @property
     def balancers(self) -> list[Tracker]:
         """One for each optimizer that holds layers (one for the model with ``observe``)."""
-        return self.observers or [s.balancer for s in self.schedulers]
+        own: list[Tracker] = [s.balancer for s in self.schedulers]
+        return self.observers or [*own, *(h.balancer for h in self.step_hooks)]
 
     # --- Lightning's hooks ---------------------------------------------------------------------
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Split the groups and wrap the schedules, before any optimizer state is restored."""
-        self._refuse(trainer)
+        refuse(trainer, self, self.observe)
         self.run_log.start()
+        self.traps.start()
         self._clock = -1
         self.schedulers, self.observers, self._own, self._retired = [], [], [], []
         self.decays = []
+        self._unhook()
         group = dist.group.WORLD if trainer.world_size > 1 and dist.is_initialized() else None
         options: Given = {"process_group": group, "every": self.every, **self.options}
         if self.observe:
@@ -143,7 +170,8 @@ class TempBalanceCallback(pl.Callback):
             return
         errors = []
         for index, optimizer in enumerate(trainer.optimizers):
-            self._check_configs(trainer, index, optimizer)
+            if not self.hooks:
+                check_configs(trainer, index, optimizer)
             try:
                 self._install(trainer, pl_module, optimizer, options)
             except ValueError as error:
@@ -151,7 +179,7 @@ class TempBalanceCallback(pl.Callback):
                     raise
                 errors.append(f"optimizer {index}: {error}")
                 logger.info("optimizer %d is left alone: %s", index, error)
-        if not self.schedulers:
+        if not self.schedulers and not self.step_hooks:
             raise ValueError("no optimizer has a layer to balance. " + "; ".join(errors))
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -166,9 +194,12 @@ class TempBalanceCallback(pl.Callback):
             self._clock = now
         for each in (*self.schedulers, *self.decays):
             each.begin(now)
+        for hooks in self.step_hooks:
+            hooks.begin(now)
         for observer in self.observers:
             if observer in fresh:
                 observer.begin(now)
+        self._logged = self._counts()
         if any(b.measurements for b in fresh):  # not before ``start``
             self._measured(trainer)
         self.run_log.save_esd(trainer, self.balancers, last=False, keep=trainer.global_step > 0)
@@ -199,6 +230,8 @@ class TempBalanceCallback(pl.Callback):
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.run_log.finish(trainer, [*self.balancers, *self._retired])
+        for hooks in self.step_hooks:
+            hooks.detach()
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
@@ -222,6 +255,8 @@ class TempBalanceCallback(pl.Callback):
             # Without a schedule and with manual optimization Lightning keeps none of these.
             "own": [s.state_dict() for s in self._own],
             "decays": [d.state_dict() for d in self.decays],
+            "hooks": [h.state_dict() for h in self.step_hooks],
+            "traps": self.traps.state_dict(),
         }
 
     def on_load_checkpoint(
@@ -251,65 +286,16 @@ class TempBalanceCallback(pl.Callback):
             scheduler.load_state_dict(state)
         for decay, state in zip(self.decays, saved.get("decays", ()), strict=False):
             decay.load_state_dict(state)
+        for hooks, state in zip(self.step_hooks, saved.get("hooks", ()), strict=False):
+            hooks.load_state_dict(state)
+        self.traps.load_state_dict(saved.get("traps", {}))
 
     def __getstate__(self) -> dict[str, Any]:
         """Options and clock: optimizers and schedules belong to the fit, and do not pickle."""
-        lists = ("schedulers", "observers", "decays", "_own", "_retired")
+        lists = ("schedulers", "step_hooks", "observers", "decays", "_own", "_retired")
         return {**self.__dict__, **{name: [] for name in lists}}
 
     # --- installing ----------------------------------------------------------------------------
-
-    def _refuse(self, trainer: pl.Trainer) -> None:
-        reason = next((why for name, why in _REFUSED.items() if is_a(trainer.strategy, name)), None)
-        if reason is not None:
-            raise ValueError(
-                f"TempBalanceCallback does not work with {type(trainer.strategy).__name__}: "
-                f"{reason}. Use DDP, or ModelParallelStrategy with fully_shard (FSDP2)"
-            )
-        callbacks = list(trainer.callbacks)  # type: ignore[attr-defined]
-        if any(is_a(c, "ModelPruning") for c in callbacks):
-            raise ValueError(
-                "ModelPruning replaces every weight by a masked one during training, which cannot "
-                "be measured: prune in a run of its own"
-            )
-        if self.observe:
-            return
-        if not any(optimizer.param_groups for optimizer in trainer.optimizers):
-            raise ValueError(
-                "configure_optimizers returns no optimizer, so there is no rate to balance; "
-                "TempBalanceCallback(observe=True) measures alone"
-            )
-        if any(is_a(c, "BackboneFinetuning") for c in callbacks):
-            raise ValueError(
-                "BackboneFinetuning writes the rate of the last param group itself, which would "
-                "then be one layer of the backbone; unfreeze with a BaseFinetuning of your own "
-                "(unfreeze_and_add_param_group), or use TempBalanceCallback(observe=True)"
-            )
-        early = [c for c in callbacks[: callbacks.index(self)] if is_a(c, _AVERAGING)]
-        if early:
-            raise ValueError(
-                f"put TempBalanceCallback before {_AVERAGING} in the list of callbacks: on a "
-                "resume that one takes the schedules away first"
-            )
-        late = [c for c in callbacks[callbacks.index(self) :] if is_a(c, "BaseFinetuning")]
-        if late:
-            raise ValueError(
-                f"put {type(late[0]).__name__} before TempBalanceCallback in the list of "
-                "callbacks: it rebuilds the param groups when a run is resumed"
-            )
-
-    def _check_configs(self, trainer: pl.Trainer, index: int, optimizer: Optimizer) -> None:
-        configs = _configs_of(trainer, optimizer)
-        if len(configs) > 1:
-            raise ValueError(
-                f"optimizer {index} has {len(configs)} schedules; combine them into one with "
-                "torch.optim.lr_scheduler.ChainedScheduler or SequentialLR"
-            )
-        if configs and isinstance(configs[0].scheduler, TempBalanceLR):
-            raise ValueError(
-                "configure_optimizers returns a TempBalanceLR already: use that, or the callback, "
-                "not both"
-            )
 
     def _install(
         self,
@@ -318,7 +304,17 @@ class TempBalanceCallback(pl.Callback):
         optimizer: Optimizer,
         options: Given,
     ) -> None:
-        configs = _configs_of(trainer, optimizer)
+        if self.hooks:
+            given_decay: Any = self.decay
+            if self.decay is not None:
+                given_decay = {"every": self.every, "process_group": options["process_group"]}
+                given_decay |= self.decay
+            more: Any = {"keep_decay": self.keep_decay, "decay": given_decay, "begin": False}
+            self.step_hooks.append(StepHooks(optimizer, pl_module, **more, **options))
+            return
+        if self.decay is not None:
+            check_decay(optimizer)  # before anything is touched
+        configs = configs_of(trainer, optimizer)
         base = configs[0].scheduler if configs else None
         scheduler = TempBalanceLR(
             optimizer, pl_module, base, clock="manual", keep_decay=self.keep_decay, **options
@@ -332,17 +328,23 @@ class TempBalanceCallback(pl.Callback):
             configs[0].scheduler = scheduler
         elif pl_module.automatic_optimization:
             # So that its state is in the checkpoint, and learning-rate monitors find it.
-            config = _config_class(trainer)(scheduler=scheduler, interval="epoch", frequency=1)
+            config = config_class(trainer)(scheduler=scheduler, interval="epoch", frequency=1)
             trainer.strategy.lr_scheduler_configs.append(config)
         else:
             self._own.append(scheduler)
+
+    def _unhook(self) -> None:
+        """Let go of the optimizers of an earlier fit."""
+        for hooks in self.step_hooks:
+            hooks.detach()
+        self.step_hooks = []
 
     def _check_schedulers(self, trainer: pl.Trainer) -> None:
         """Stop where another callback (StochasticWeightAveraging) has put in its own schedule."""
         held = [c.scheduler for c in trainer.lr_scheduler_configs]
         for scheduler in list(self.schedulers):
             rivals = [
-                s for s in held if s is not scheduler and _optimizer_of(s) is scheduler.optimizer
+                s for s in held if s is not scheduler and optimizer_of(s) is scheduler.optimizer
             ]
             if rivals and scheduler not in held:
                 scheduler.detach()
@@ -362,19 +364,26 @@ class TempBalanceCallback(pl.Callback):
     def _catch_up(self, trainer: pl.Trainer) -> None:
         now = self._now(trainer)
         for _ in range(self._clock, now):
-            watched = [*self.balancers, *(decay.balancer for decay in self.decays)]
-            before = [b.measurements for b in watched]
             for each in (*self.schedulers, *self.decays):
                 each.tick()
             for observer in self.observers:
                 observer.step()
             self._clock += 1
-            if before != [b.measurements for b in watched]:
+            if self._logged != (counts := self._counts()):
+                self._logged = counts
                 self._measured(trainer)
+
+    def _counts(self) -> list[int]:
+        """The measurements so far of everything that measures."""
+        of_hooks = [b for hooks in self.step_hooks for b in hooks.balancers[1:]]
+        watched = [*self.balancers, *(decay.balancer for decay in self.decays), *of_hooks]
+        return [balancer.measurements for balancer in watched]
 
     def _measured(self, trainer: pl.Trainer) -> None:
         multipliers: dict[str, float] = {}
         rates: dict[str, float] = {}
+        for hooks in self.step_hooks:
+            multipliers |= hooks.multipliers
         for scheduler in self.schedulers:
             multipliers |= scheduler.multipliers
             in_use = scheduler.layer_rates
@@ -383,19 +392,5 @@ class TempBalanceCallback(pl.Callback):
         for decay in self.decays:
             in_use = decay.layer_decays
             decays |= {name: in_use[host] for name, host in decay.layer_groups.items()}
-        self.run_log.measured(trainer, self.balancers, multipliers, rates, decays)
-
-
-def _config_class(trainer: pl.Trainer) -> Any:
-    """``LRSchedulerConfig`` of the package that the trainer is of."""
-    own = next(cls for cls in type(trainer).__mro__ if cls.__name__ == "Trainer")
-    package = own.__module__.removesuffix(".trainer.trainer")
-    return importlib.import_module(f"{package}.utilities.types").LRSchedulerConfig
-
-
-def _configs_of(trainer: pl.Trainer, optimizer: Optimizer) -> list[Any]:
-    return [c for c in trainer.lr_scheduler_configs if _optimizer_of(c.scheduler) is optimizer]
-
-
-def _optimizer_of(scheduler: Any) -> Any:
-    return getattr(scheduler, "optimizer", None)
+        self.traps.look(self.balancers, quiet=not trainer.is_global_zero)
+        self.run_log.measured(trainer, self.balancers, multipliers, rates, decays, self.traps)

@@ -16,6 +16,8 @@ from typing import Any, Literal
 import numpy as np
 
 from tempbalance.balance.tracker import Tracker
+from tempbalance.integrations.lightning_checks import is_a
+from tempbalance.integrations.traps import TrapLog
 from tempbalance.measure.measurement import LayerRecord
 from tempbalance.runs import write as history
 from tempbalance.runs.read import Run, read_run
@@ -32,11 +34,6 @@ _NAMES = 5
 _SURE = 0.1
 # W&B cuts longer tables off.
 _TABLE_ROWS = 10_000
-
-
-def is_a(thing: object, *names: str) -> bool:
-    """Whether a class of one of these names is among the object's, whichever package it is of."""
-    return any(cls.__name__ in names for cls in type(thing).__mro__)
 
 
 class RunLog:
@@ -70,6 +67,7 @@ class RunLog:
         multipliers: Mapping[str, float],
         rates: Mapping[str, float],
         decays: Mapping[str, float],
+        traps: TrapLog,
     ) -> None:
         """Write a measurement that was just made to file and loggers."""
         alphas = {name: alpha for b in balancers for name, alpha in b.alphas.items()}
@@ -81,8 +79,9 @@ class RunLog:
             history.append(self._folder, epoch, step, alphas, multipliers, rates)
         if self.curves == "none":
             return
-        figures = history.summary(alphas, multipliers)
-        if self.curves == "layers" or (self.curves == "auto" and len(alphas) <= _CURVES):
+        by_layer = self.curves == "layers" or (self.curves == "auto" and len(alphas) <= _CURVES)
+        figures = history.summary(alphas, multipliers) | traps.figures(by_layer)
+        if by_layer:
             figures |= history.by_layer(alphas, multipliers, rates)
             figures |= {f"weight_decay/{name}": value for name, value in decays.items()}
         elapsed = time.perf_counter() - self._began

@@ -9,6 +9,7 @@ a model, and imports the readers alone.
 from tempbalance.layers.find import Fused as Fused
 from tempbalance.layers.find import find_layers as find_layers
 from tempbalance.layers.hosts import find_hosts as find_hosts
+from tempbalance.layers.hosts import without_norms as without_norms
 from tempbalance.layers.layer import Host as Host
 from tempbalance.layers.layer import Layer as Layer
 from tempbalance.layers.layer import Layers as Layers

@@ -6,6 +6,7 @@ import bisect
 import itertools
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from torch import nn
 
@@ -55,6 +56,17 @@ def find_hosts(
     return tuple(
         Host(_common(names), tuple(names), tuple(parameters), tuple(norms.get(i, ())))
         for i, (names, parameters) in enumerate(merged)
+    )
+
+
+def without_norms(hosts: Sequence[Host], model: nn.Module) -> tuple[Host, ...]:
+    """The same hosts, without the normalizations that follow them: those are then nobody's."""
+    own = {id(p) for module in model.modules() if is_norm(module) for p in module.parameters()}
+    return tuple(
+        replace(host, parameters=tuple(p for p in host.parameters if id(p) not in own), norms=())
+        if host.norms
+        else host
+        for host in hosts
     )
 
 

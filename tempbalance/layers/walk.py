@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-_WRAPPED = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
+# of torch.compile, activation checkpoints, FSDP, and Lightning Fabric
+_WRAPPED = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module", "_forward_module")
 _WRAPPERS = (
     nn.parallel.DistributedDataParallel,
     nn.DataParallel,

@@ -46,6 +46,27 @@ def theory_marks(
 
     Source: Martin and Mahoney (2021), JMLR 22 (165); Prakash and Martin on anti-grokking.
     """
+    over, under = [], []
+    for name, (alpha, baseline) in _beside_twins(layers, alphas, method).items():
+        if alpha < min(2.0, baseline - _MARGIN):
+            over.append(name)
+        elif abs(alpha - baseline) <= _MARGIN:
+            under.append(name)
+    return over, under
+
+
+def below_twins(
+    layers: Sequence[Layer], alphas: Mapping[str, float | None], method: Method
+) -> list[str]:
+    """Layers whose alpha lies under that of a random matrix of the shape by over 0.1."""
+    pairs = _beside_twins(layers, alphas, method)
+    return [name for name, (alpha, baseline) in pairs.items() if alpha < baseline - _MARGIN]
+
+
+def _beside_twins(
+    layers: Sequence[Layer], alphas: Mapping[str, float | None], method: Method
+) -> dict[str, tuple[float, float]]:
+    """By layer, its alpha and that of its twin, where both are known."""
     known = [layer for layer in layers if alphas.get(layer.name) is not None]
     result = attempt([random_twin(layer) for layer in known], method)
     if result.failures:
@@ -53,14 +74,9 @@ def theory_marks(
             "TempBalance: theory has no mark for %s: measuring a random matrix failed (%s)",
             *(some(list(result.failures)), next(iter(result.failures.values()))),
         )
-    baselines = {record.name: record.alpha for record in result.records}
-    over, under = [], []
-    for layer in known:
-        alpha, baseline = alphas[layer.name], baselines.get(layer.name)
-        if alpha is None or baseline is None:
-            continue
-        if alpha < min(2.0, baseline - _MARGIN):
-            over.append(layer.name)
-        elif abs(alpha - baseline) <= _MARGIN:
-            under.append(layer.name)
-    return over, under
+    pairs = {}
+    for record in result.records:
+        alpha = alphas[record.name]
+        if alpha is not None and record.alpha is not None:
+            pairs[record.name] = (alpha, record.alpha)
+    return pairs

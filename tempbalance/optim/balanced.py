@@ -19,12 +19,14 @@ from tempbalance.balance.balancer import Balancer
 from tempbalance.balance.messages import TAKEN_OVER, warn
 from tempbalance.balance.options import Given
 from tempbalance.balance.shared import Shared
+from tempbalance.layers import Host
 from tempbalance.optim.checks import check_clock, check_optimizer, check_parameters
 from tempbalance.optim.claims import claim, claims, release, renounce
 from tempbalance.optim.group_state import compare_groups, expand_state, is_unsplit, refuse_others
 from tempbalance.optim.groups import Grouping, parameters_of
 from tempbalance.optim.scaled import Scaled, put_back_all_but
 from tempbalance.optim.schedules import check_scheduler, expand_scheduler, extend_scheduler, kept
+from tempbalance.optim.trial import check_split
 from tempbalance.optim.weakly import calling
 
 logger = logging.getLogger("tempbalance")
@@ -64,13 +66,14 @@ class Balanced:
         self.optimizer = optimizer
         self.clock = clock
         self.balancer = self._new_balancer(model, optimizer, options)
+        check_split(optimizer, self.balancer.hosts)
         self._take_over(fields)  # now that the options are known to be good
         self._schedules = list(schedules)
         self._shared = self.balancer.shared = self._find_shared()
         self.grouping = self._split()
         self._found = self.balancer.found
         self._scaled = {name: Scaled(optimizer, name) for name in fields}
-        self._adopting = False
+        self._adopting = self._stale_said = False
         self._hooks = [
             optimizer.register_load_state_dict_pre_hook(calling(self, "_before_load")),
             optimizer.register_load_state_dict_post_hook(calling(self, "_after_load")),
@@ -91,12 +94,24 @@ class Balanced:
 
     def _find_shared(self) -> Shared:
         """What is measured for another that balances this optimizer need not be measured twice."""
+        return next((other._shared for other in self._others()), Shared())
+
+    def _others(self) -> list[Balanced]:
+        """Those that balance other fields of this optimizer."""
         owners: list[Any] = [one.owner() for one in claims(self.optimizer).values()]
-        return next((x._shared for x in owners if isinstance(x, Balanced)), Shared())
+        found = [x for x in owners if isinstance(x, Balanced) and x is not self]
+        return list({id(x): x for x in found}.values())
+
+    def _hosts(self) -> Sequence[Host]:
+        """What has a value of its own."""
+        return self.balancer.hosts
 
     def _split(self) -> Grouping:
         """Groups and schedules split by layer; all as they were where one cannot follow."""
-        optimizer, hosts = self.optimizer, self.balancer.hosts
+        optimizer, hosts, others = self.optimizer, self._hosts(), self._others()
+        for other in others:
+            other._take_in_new_groups()
+            other._take_in_changes()
         put_back = [kept(schedule, optimizer.param_groups) for schedule in self._schedules]
         try:
             for schedule in self._schedules:
@@ -110,7 +125,28 @@ class Balanced:
             for undo in put_back:
                 undo()
             raise
+        self._tell(others, grouping, grouping.source, before)
         return grouping
+
+    def _tell(
+        self, others: Sequence[Balanced], own: Grouping, source: Sequence[int], before: int
+    ) -> None:
+        """Others that know the groups as they were before a split follow it, and say more."""
+        for other in others:
+            if len(other._main.base) == before:
+                if list(source) != list(range(before)):
+                    other._refine(source, before, self._schedules)
+                own.inherit(other.grouping)
+
+    def _refine(self, source: Sequence[int], before: int, followed: Sequence[Any]) -> None:
+        """Another object has split the groups further, with some schedules."""
+        for schedule in self._schedules:
+            if not any(schedule is one for one in followed):
+                expand_scheduler(schedule, source, before)
+        self.grouping.refine(source)
+        for scaled in self._scaled.values():
+            scaled.refine(source)
+        self._scale()
 
     def _catch_up(self, schedule: Any) -> None:
         """A schedule of fewer groups: another object has split them, or some were added."""
@@ -211,7 +247,7 @@ class Balanced:
     def _scale(self) -> None:
         if self._found is not self.balancer.found:  # looked for again: names may have changed
             self._found = self.balancer.found
-            self.grouping.locate(self.balancer.hosts)
+            self.grouping.locate(self._hosts())
         factors = self.grouping.factors(self.multipliers)
         for name, scaled in self._scaled.items():
             own = factors if name == self.field else [1.0 / factor for factor in factors]
@@ -229,8 +265,25 @@ class Balanced:
         if not self._hooks or not any(scaled.changed() for scaled in self._scaled.values()):
             return
         if any(float(group["lr"]) for group in groups):
+            self._warn_of_stale()
             self._put_back()
             self._scale()
+
+    def _warn_of_stale(self) -> None:
+        """Say so, once, where somebody writes the groups as they were before the split."""
+        before, now = len(self.grouping.original), len(self.optimizer.param_groups)
+        written = self._main.changed()
+        if self._stale_said or before >= now or written != list(range(before)):
+            return
+        self._stale_said = True
+        these = "first param group" if before == 1 else f"first {before} param groups"
+        warn(
+            f"the {self.field} of the {these} was written, and that of the other {now - before} "
+            "was not: this is for the groups before they were split by layer, and most layers "
+            "keep the old value. Write to all (for group in optimizer.param_groups: ...), pass "
+            "the schedule to TempBalanceLR(optimizer, model, schedule), or use "
+            "tempbalance.StepHooks(optimizer, model), which leaves the groups whole"
+        )
 
     def _take_in_new_groups(self) -> None:
         """Groups added since the last step get names, layers and the first group's schedule.
@@ -252,12 +305,13 @@ class Balanced:
         before = len(groups)
         self.balancer.refresh()
         fresh = {name: [group[name] for group in groups[known:]] for name in self._scaled}
-        source = self.grouping.split(self.balancer.hosts, start=known)
+        source = self.grouping.split(self._hosts(), start=known)
         for schedule in self._schedules:
             expand_scheduler(schedule, source, before)
         for name, scaled in self._scaled.items():
             added = [fresh[name][i - known] for i in source if i >= known]
             scaled.grow(added, self.grouping.source)
+        self._tell(self._others(), self.grouping, source, before)
         self._found = self.balancer.found
 
     # --- the optimizer's hooks -----------------------------------------------------------------
@@ -280,6 +334,8 @@ class Balanced:
         self._take_in_new_groups()
         if not is_unsplit(self.grouping, state):
             refuse_others(self.grouping, state)
+            # Split for another object alone: this one's multipliers are of other weights.
+            self._adopting = not any(self._main.key in g for g in state["param_groups"])
             return None
         self._adopting = True
         return expand_state(self.grouping, state)

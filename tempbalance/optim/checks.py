@@ -8,27 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 from tempbalance.optim.groups import parameters_of
-
-
-def innermost(optimizer: Any) -> Optimizer:
-    """The torch optimizer inside wrappers that keep it in ``.optimizer`` (accelerate's).
-
-    Raises:
-        TypeError: if there is none.
-    """
-    if isinstance(optimizer, LRScheduler):
-        raise TypeError(
-            f"the optimizer comes first, then the model, then the schedule; the first argument is "
-            f"a {type(optimizer).__name__}"
-        )
-    while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
-        optimizer = inner
-    if not isinstance(optimizer, Optimizer):
-        raise TypeError(f"optimizer must be a torch Optimizer, got {type(optimizer).__name__}")
-    return optimizer
 
 
 def check_optimizer(optimizer: Optimizer, fields: Iterable[str] = ("lr",)) -> None:
@@ -89,20 +70,3 @@ def check_clock(clock: Any) -> None:
     """Raises ValueError for a clock that there is not."""
     if clock not in ("step", "manual"):
         raise ValueError(f"clock must be 'step' or 'manual', got {clock!r}")
-
-
-def check_base(optimizer: Optimizer, base: Any) -> None:
-    """Refuse as a base what is no schedule of this optimizer.
-
-    Raises:
-        TypeError, ValueError: with the cure.
-    """
-    if base is None:
-        return
-    if not isinstance(base, LRScheduler):
-        raise TypeError(
-            f"base must be a torch LRScheduler or None, got {type(base).__name__}; for schedules "
-            "of other libraries use tempbalance.StepHooks"
-        )
-    if innermost(getattr(base, "optimizer", optimizer)) is not optimizer:
-        raise ValueError("base is the schedule of another optimizer: build it on this one")

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Unpack
 
 from torch import nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from tempbalance.assign import Assignment, LinearMap
 from tempbalance.balance.options import Given, GivenRest, check_names, with_options
+from tempbalance.layers import Host, without_norms
 from tempbalance.optim.balanced import Balanced, Clock
-from tempbalance.optim.checks import check_decay, innermost
+from tempbalance.optim.checks import check_decay
 from tempbalance.optim.follow import built_on
+from tempbalance.optim.wrapped import innermost
 
 # The published assignment of AdamW, and its interval.
 ASSIGN = LinearMap(2 / 3, 5.0)
@@ -41,9 +44,9 @@ class AlphaDecay(Balanced):
     measure at the same step (without ``delay``, with the same windows, fit and layers) are
     measured once.
 
-    Groups without decay (norms and biases, as practitioners leave them) stay without. What a
-    step takes off a weight is rate x decay with AdamW; with Adam and SGD decay is added to the
-    gradient.
+    Norms and embeddings keep the decay of their group, as published (``fixed`` gives them another).
+    Groups without decay (norms and biases, as practitioners leave them) stay without. What a step
+    takes off a weight is rate x decay with AdamW; with Adam and SGD decay is added to the gradient.
 
     Args:
         optimizer: any optimizer whose groups have a ``weight_decay``.
@@ -79,12 +82,17 @@ class AlphaDecay(Balanced):
         check_names(type(self), options)
         optimizer = innermost(optimizer)
         check_decay(optimizer)
-        schedules = [s for s in built_on(optimizer) if not isinstance(s, Balanced)]
+        torchs = [s for s in built_on(optimizer) if isinstance(s, LRScheduler)]
+        schedules = [s for s in torchs if not isinstance(s, Balanced)]
         given: Given = {**options, "assign": assign, "every": every}
+        self._model = model
         super().__init__(optimizer, model, schedules, clock, (), given)
         if clock == "step":
             self.begin()
         self._log_coverage()
+
+    def _hosts(self) -> Sequence[Host]:
+        return without_norms(self.balancer.hosts, self._model)
 
     @property
     def layer_decays(self) -> dict[str, float]:

@@ -82,6 +82,16 @@ class Grouping:
             host = held.pop() if len(held) == 1 else None
             self.layers.append(() if host is None else host.layers)
 
+    def refine(self, source: Sequence[int]) -> None:
+        """Another object has split the groups further; ``source`` is where each came from."""
+        self.source = [self.source[i] for i in source]
+        self.locate(self.hosts)
+
+    def inherit(self, other: Grouping) -> None:
+        """The groups were split by another object before: what they were before that."""
+        self.original, self.original_names = list(other.original), list(other.original_names)
+        self.source = list(other.source)
+
     def left(self) -> list[int]:
         """Which of the groups known so far are still in the optimizer, by their old places.
 
@@ -141,6 +151,18 @@ class Grouping:
 def by_parameter(hosts: Iterable[Host]) -> dict[int, Host]:
     """The host of every parameter, by its id; of several that hold it the last one."""
     return {id(p): host for host in hosts for p in host.parameters}
+
+
+def common(first: Sequence[Host], second: Sequence[Host]) -> tuple[Host, ...]:
+    """Hosts of the parameters that share one of the first and one of the second, or lack one."""
+    of_first, of_second = by_parameter(first), by_parameter(second)
+    parts: dict[str, list[nn.Parameter]] = {}
+    for p in dict.fromkeys(p for host in (*first, *second) for p in host.parameters):
+        a, b = of_first.get(id(p)), of_second.get(id(p))
+        same = a is not None and b is not None and a.name == b.name
+        names = (a.name if a else "", b.name if b else "")
+        parts.setdefault(names[0] if same else "|".join(names), []).append(p)
+    return tuple(Host(name, (), tuple(held)) for name, held in parts.items())
 
 
 def parameters_of(optimizer: Optimizer) -> list[nn.Parameter]:

@@ -8,7 +8,7 @@ checkpoints see no difference.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Unpack
 
@@ -20,13 +20,16 @@ from tempbalance.balance.messages import TAKEN_OVER, warn
 from tempbalance.balance.options import Given, GivenAssign, check_names, with_options
 from tempbalance.balance.shared import Shared
 from tempbalance.balance.tracker import Parameters
-from tempbalance.layers import Host
-from tempbalance.optim.checks import check_decay, check_optimizer, innermost
+from tempbalance.layers import Host, without_norms
+from tempbalance.optim.checks import check_decay, check_optimizer
 from tempbalance.optim.claims import claim, release, renounce
 from tempbalance.optim.decay import ASSIGN, EVERY, AlphaDecay
-from tempbalance.optim.groups import Group, parameters_of
+from tempbalance.optim.groups import Group, by_parameter, common, parameters_of
 from tempbalance.optim.parts import Parts
+from tempbalance.optim.stepping import Unseen, stepping
+from tempbalance.optim.trial import check_split
 from tempbalance.optim.weakly import calling
+from tempbalance.optim.wrapped import innermost, reads_the_rate
 
 
 @with_options()
@@ -74,6 +77,12 @@ class StepHooks:
         **options: Unpack[GivenAssign],
     ) -> None:
         check_names(type(self), options)
+        if (wrapper := reads_the_rate(optimizer)) is not None:
+            raise ValueError(
+                f"{wrapper} uses the learning rate outside of the inner optimizer's step, where "
+                "these hooks cannot put a multiplier on: use tempbalance.TempBalanceLR, which "
+                "keeps the rates of the layers in the groups"
+            )
         optimizer = innermost(optimizer)
         both = keep_decay or decay is not None
         fields = ("lr", "weight_decay") if both else ("lr",)
@@ -81,13 +90,15 @@ class StepHooks:
         if not isinstance(tick, int) or tick < 0:
             raise ValueError(f"tick must be the number of steps so far, got {tick!r}")
         self.optimizer = optimizer
-        self._keep_decay = keep_decay
+        self._keep_decay, self._model = keep_decay, model
         parameters = partial(parameters_of, optimizer)
         self.balancer = Balancer(model, parameters, every=every, **options)
         self.decay = None if decay is None else self._decay_balancer(model, parameters, decay)
+        check_split(optimizer, self.balancer.hosts)
         if release(optimizer, fields):
             warn(TAKEN_OVER)
         self._factors: list[Mapping[str, float]] = [{}, {}]  # of rate and decay, in this step
+        self._inside = 0  # steps inside of a step: of a subclass that calls its parent's
         self._known = self._ids()
         self._parts = Parts(self._scale, fields)
         self._locate()
@@ -101,9 +112,9 @@ class StepHooks:
         # The optimizer keeps the object alive: its hooks are all that most users need of it.
         for field in fields:
             claim(optimizer, field, lambda: self)
+        self._unseen = Unseen(optimizer)
         if begin:
-            for balancer in self._balancers:
-                balancer.begin(tick)
+            self.begin(tick)
 
     def _decay_balancer(self, model: nn.Module, parameters: Parameters, decay: Given) -> Balancer:
         check_names(AlphaDecay, decay)
@@ -119,7 +130,8 @@ class StepHooks:
         return found
 
     @property
-    def _balancers(self) -> list[Balancer]:
+    def balancers(self) -> list[Balancer]:
+        """Of the rate, and of the decay where there is one."""
         return [self.balancer] if self.decay is None else [self.balancer, self.decay]
 
     @property
@@ -137,13 +149,24 @@ class StepHooks:
         """The multiplier of every layer's weight decay, with ``decay``."""
         return self.decay.multipliers if self.decay is not None and self._handles else {}
 
+    def begin(self, tick: int = 0) -> None:
+        """The first measurement, before any step; nothing if there was one (after a resume).
+
+        Args:
+            tick: optimizer steps that the run has behind it.
+        """
+        for balancer in self.balancers:
+            if not balancer.tick and not balancer.measurements:
+                balancer.begin(tick)
+
     def detach(self) -> None:
         """Stop balancing: from here on every layer has its group's rate."""
         self._restore()
-        for balancer in self._balancers:
+        for balancer in self.balancers:
             balancer.cancel()
         for handle in self._handles:
             handle.remove()
+        self._unseen.end()
         self._handles = []
         renounce(self.optimizer, self)
 
@@ -166,13 +189,20 @@ class StepHooks:
         return [id(p) for p in parameters_of(self.optimizer)]
 
     def _locate(self) -> None:
-        self._found = self.balancer.found
-        self._parts.locate(self.balancer.hosts)
+        self._found = [balancer.found for balancer in self.balancers]
+        rated: Sequence[Host] = self.balancer.hosts
+        decayed = () if self.decay is None else without_norms(self.decay.hosts, self._model)
+        self._hosts = by_parameter(rated), by_parameter(decayed)
+        self._parts.locate(rated if self.decay is None else common(rated, decayed))
 
     def _scale(self, part: Group, host: Host | None) -> None:
         if host is None:
             return
-        rate, decay = (_mean(host, multipliers) for multipliers in self._factors)
+        first = id(part["params"][0])
+        rate, decay = (
+            _mean(hosts.get(first), multipliers)
+            for hosts, multipliers in zip(self._hosts, self._factors, strict=True)
+        )
         if rate != 1.0:
             part["lr"] = part["lr"] * rate
             decay = decay / rate if self._keep_decay else decay
@@ -180,28 +210,38 @@ class StepHooks:
             part["weight_decay"] = part["weight_decay"] * decay
 
     def _before_step(self, *_: Any) -> None:
+        self._unseen.end()
+        if self._parts.open and stepping(self.optimizer) > 1:
+            self._inside += 1
+            return
+        self._inside = 0
         self._restore()  # where the last step raised between the hooks
         if self._known != (known := self._ids()):  # a group was added, or a parameter exchanged
-            for balancer in self._balancers:
+            for balancer in self.balancers:
                 balancer.refresh()
             self._known = known
-        if self._found is not self.balancer.found:
+        if any(b.found is not x for b, x in zip(self.balancers, self._found, strict=True)):
             self._locate()
         self._factors = [self.multipliers, self.decay_multipliers]
         self._parts.split(self.optimizer)
 
     def _after_step(self, *_: Any) -> None:
+        if self._inside:
+            self._inside -= 1
+            return
         self._parts.keep()
         self._restore()
         if self.balancer.shared is not None:
             self.balancer.shared.moment += 1
-        for balancer in self._balancers:
+        for balancer in self.balancers:
             balancer.step()
 
     def _restore(self, *_: Any) -> None:
         self._parts.restore(self.optimizer)
 
 
-def _mean(host: Host, multipliers: Mapping[str, float]) -> float:
+def _mean(host: Host | None, multipliers: Mapping[str, float]) -> float:
+    if host is None:
+        return 1.0
     values = [multipliers.get(name, 1.0) for name in host.layers]
     return sum(values) / len(values) if len(values) > 1 else values[0]

@@ -36,6 +36,11 @@ class Parts:
         self._whole: list[Group] | None = None  # the user's groups, while a step runs
         self._open: list[tuple[_Key, Group, dict[str, Any]]] = []
 
+    @property
+    def open(self) -> bool:
+        """Whether the parts are in the place of the groups."""
+        return self._whole is not None
+
     def locate(self, hosts: Sequence[Host]) -> None:
         """What parts there are."""
         self._hosts = by_parameter(hosts)

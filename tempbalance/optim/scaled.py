@@ -191,6 +191,12 @@ class Scaled:
         added = [group[self.field] for group in self.optimizer.param_groups[len(self._seen) :]]
         self._seen += [(rate, _version(rate)) for rate in added]
 
+    def refine(self, source: Sequence[int]) -> None:
+        """Groups were split further; ``source`` is where each came from."""
+        self.forget(source)
+        held = [group[self.field] for group in self.optimizer.param_groups]
+        self._seen = [(value, _version(value)) for value in held]
+
     def forget(self, left: Sequence[int]) -> None:
         """Groups were removed: all but those of these places."""
         self.base = [self.base[i] for i in left]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Mapping, Sequence
+import weakref
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Unpack
 
 from torch import nn
@@ -14,11 +15,13 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from tempbalance.balance.messages import TAKEN_OVER, warn
 from tempbalance.balance.options import Given, check_names, with_options
 from tempbalance.optim.balanced import Balanced, Clock
-from tempbalance.optim.checks import check_base, innermost
 from tempbalance.optim.claims import claims, release
 from tempbalance.optim.follow import check_not_forgotten, steps_of
+from tempbalance.optim.foreign import Foreign, base_of
 from tempbalance.optim.scaled import Value
 from tempbalance.optim.schedules import expand_scheduler
+from tempbalance.optim.stepping import Stillness
+from tempbalance.optim.wrapped import innermost
 from tempbalance.words import some
 
 logger = logging.getLogger("tempbalance")
@@ -42,9 +45,10 @@ class TempBalanceLR(Balanced, LRScheduler):
     Args:
         optimizer: any optimizer that takes param groups.
         model: the model whose parameters it holds, wrapped in whatever way.
-        base: the schedule to follow; ``None`` keeps the optimizer's rates. Step only this object,
-            no longer the base (with the metric, for ``ReduceLROnPlateau``). Whatever combines
-            schedules (``SequentialLR``, ``ChainedScheduler``) goes inside.
+        base: the schedule to follow, torch's or any object whose ``step`` writes the rates of
+            ``optimizer.param_groups`` (timm's schedulers); ``None`` keeps the optimizer's rates.
+            Step only this object, no longer the base, with the arguments that the base takes.
+            Whatever combines schedules (``SequentialLR``, ``ChainedScheduler``) goes inside.
         clock: ``"step"`` counts calls of :meth:`step`, and measures at construction; ``"manual"``
             leaves both to the caller, through :meth:`begin` and :meth:`tick`, so that the base
             schedule can step every batch and the measurement come once an epoch.
@@ -73,7 +77,7 @@ class TempBalanceLR(Balanced, LRScheduler):
         self,
         optimizer: Optimizer,
         model: nn.Module,
-        base: LRScheduler | None = None,
+        base: Any = None,
         *,
         clock: Clock = "step",
         keep_decay: bool = False,
@@ -83,15 +87,23 @@ class TempBalanceLR(Balanced, LRScheduler):
         optimizer = innermost(optimizer)
         if isinstance(base, TempBalanceLR):
             raise TypeError("base is a TempBalanceLR already: pass the schedule inside it")
-        check_base(optimizer, base)
+        self.base = base_of(optimizer, base)
         check_not_forgotten(optimizer, base)
-        self.base = base
-        self._base_steps = steps_of(base)
+        # What the user steps may stand around the schedule, and leave steps out (accelerate's).
+        self._around = None if isinstance(self.base, Foreign) or base is self.base else base
+        self._base_steps = steps_of(self.base)
         self._base_alone = False
+        self._stillness: Stillness | None = None
         inverse = ("weight_decay",) if keep_decay else ()
-        super().__init__(optimizer, model, [] if base is None else [base], clock, inverse, options)
+        follow = [self.base] if isinstance(self.base, LRScheduler) else []
+        super().__init__(optimizer, model, follow, clock, inverse, options)
+        if isinstance(self.base, Foreign):
+            self.base.grouping = self.grouping
         if clock == "step":
             self.begin()
+            # Without alphas and a schedule a step does nothing.
+            self._stillness = Stillness(self.base is not None or not self.balancer.settled)
+            weakref.finalize(self, self._stillness.ends)
         self._log_coverage()
 
     def _take_over(self, fields: Sequence[str]) -> None:
@@ -118,7 +130,9 @@ class TempBalanceLR(Balanced, LRScheduler):
     @last_epoch.setter
     def last_epoch(self, value: int) -> None:
         raise TypeError(
-            "TempBalanceLR goes around other schedules, not into them: pass the SequentialLR (or "
+            "TempBalanceLR counts its own steps. Call its step() where the schedule's stood (with "
+            "Ignite add_event_handler(event, lambda _: scheduler.step()) in place of "
+            "LRScheduler); it goes around other schedules, not into them: pass a SequentialLR (or "
             "whatever combines them) as its base"
         )
 
@@ -151,7 +165,7 @@ class TempBalanceLR(Balanced, LRScheduler):
         return self._values()
 
     def step(  # type: ignore[override]
-        self, metrics: Any = None, epoch: int | None = None
+        self, metrics: Any = None, epoch: int | None = None, **more: Any
     ) -> None:
         """Step the base schedule, measure if it is time to, and write the new rates.
 
@@ -159,22 +173,49 @@ class TempBalanceLR(Balanced, LRScheduler):
             metrics: what ``ReduceLROnPlateau`` watches; other schedules take an epoch here, which
                 torch has deprecated.
             epoch: as torch's schedules take it.
+            more: what the schedule of another library takes by name.
         """
+        if self._stillness is not None:
+            self._stillness.stepped()
+        self._around_base(lambda: self._step_base(metrics, epoch, more), tick=True)
+
+    def step_update(self, *arguments: Any, **named: Any) -> None:
+        """For timm's schedulers: their step of every update, which counts no tick here."""
+        base = self.base
+        if not isinstance(base, Foreign):
+            raise TypeError("step_update is for timm's schedulers; this base has step() alone")
+        self._around_base(lambda: base.call("step_update", *arguments, **named), tick=False)
+
+    def _around_base(self, step: Callable[[], None], tick: bool) -> None:
+        """Base values in the groups while the base steps, base times multiplier after it."""
         self._take_in_new_groups()
         self._look_after_schedules()
         if self._put_back():
             logger.debug("a value was changed outside of the scheduler; it is kept")
+        before = steps_of(self.base)
         try:
-            self._step_base(metrics, epoch)
+            step()
             self._main.take()
-            if self.clock == "step" and self._hooks:
+            left_out = self._around is not None and steps_of(self.base) == before
+            if tick and self.clock == "step" and self._hooks and not left_out:
                 self.balancer.step()
         finally:
             self._base_steps = steps_of(self.base)
             self._scale()
 
-    def _step_base(self, metrics: Any, epoch: int | None) -> None:
+    def _step_base(self, metrics: Any, epoch: int | None, more: Mapping[str, Any]) -> None:
         if self.base is None:
+            return
+        if isinstance(self.base, Foreign):
+            if metrics is None and epoch is not None:
+                more = {**more, "epoch": epoch}
+            given = [] if metrics is None else [metrics] if epoch is None else [metrics, epoch]
+            self.base.step(*given, **more)
+            return
+        if more:
+            raise TypeError(f"{self._schedule_name} takes no {some(list(more))} in step()")
+        if self._around is not None:
+            self._around.step(*([] if metrics is None else [metrics]))
             return
         if isinstance(self.base, ReduceLROnPlateau):
             if metrics is None:
@@ -192,6 +233,13 @@ class TempBalanceLR(Balanced, LRScheduler):
         :meth:`step` goes on to step the base schedule, with every multiplier 1.
         """
         super().detach()
+        if self._stillness is not None:
+            self._stillness.stepped()  # or no longer meant to be
+
+    def _before_step(self, *arguments: Any) -> None:
+        super()._before_step(*arguments)
+        if self._stillness is not None:
+            self._stillness.optimized()
 
     def _look_after_schedules(self) -> None:
         """Say once, and make good, that somebody else has stepped the base schedule."""
@@ -210,12 +258,16 @@ class TempBalanceLR(Balanced, LRScheduler):
 
     # --- state ---------------------------------------------------------------------------------
 
+    @property
+    def _schedule_name(self) -> str:
+        return self.base.name if isinstance(self.base, Foreign) else type(self.base).__name__
+
     def state_dict(self) -> dict[str, Any]:
         """Plain values: the balancer's and the base schedule's state, base rates, group names."""
         return {
             **super().state_dict(),
             "base": None if self.base is None else self.base.state_dict(),
-            "schedule": type(self.base).__name__,
+            "schedule": self._schedule_name,
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -238,10 +290,10 @@ class TempBalanceLR(Balanced, LRScheduler):
         if (state_dict["base"] is None) != (self.base is None):
             has, wants = ("a", "none") if self.base is None else ("no", "one")
             raise ValueError(f"the checkpoint has {has} base schedule; this scheduler has {wants}")
-        if state_dict["schedule"] != type(self.base).__name__:
+        if state_dict["schedule"] != self._schedule_name:
             raise ValueError(
                 f"the base schedule was {state_dict['schedule']} in the run that saved the "
-                f"checkpoint and is {type(self.base).__name__} here; build the same one"
+                f"checkpoint and is {self._schedule_name} here; build the same one"
             )
 
     def _load_schedules(self, state_dict: Mapping[str, Any]) -> None:

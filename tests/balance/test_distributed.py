@@ -59,6 +59,13 @@ def test_ddp_shares_the_layers(tmp_path: Path) -> None:
     assert [x + y for x, y in zip(a["counts"], b["counts"], strict=True)] == [4] * 4
 
 
+def test_ddp_shares_the_layers_of_rates_and_decays(tmp_path: Path) -> None:
+    a, b = run("decay", tmp_path)
+    assert (a["rates"], a["decays"]) == (b["rates"], b["decays"])
+    assert len(set(a["decays"])) > 2 and a["same"] and b["same"]
+    assert [x + y for x, y in zip(a["counts"], b["counts"], strict=True)] == [4] * 4
+
+
 def test_fsdp2_measures_gathered_weights(tmp_path: Path) -> None:
     a, b = run("fsdp2", tmp_path)
     for key in ("multipliers", "alphas", "rates", "after"):

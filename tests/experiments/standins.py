@@ -79,6 +79,8 @@ def substitute(cfg: DictConfig) -> DictConfig:
         cfg.model = {**cfg.model, "hidden": 32, "ffn": 48, "layers": 2, "heads": 2}
         cfg.tuned.min_eigs = 5
         return cfg
+    if "modulus" in cfg.data:  # made, not loaded
+        return cfg
     share = {"share": cfg.data.share, "val_fraction": cfg.data.val_fraction}
     if "num_classes" in problem:
         x = [problem.in_channels, problem.image_size, problem.image_size]

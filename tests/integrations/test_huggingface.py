@@ -147,3 +147,22 @@ def test_lora_layers_take_the_rate_of_the_weight_in_use(tmp_path: Path) -> None:
 def test_bad_options_are_refused() -> None:
     with pytest.raises(ValueError, match="log must be"):
         TempBalanceTrainerCallback(log="all")
+
+
+def test_resume_with_decay_is_exact(tmp_path: Path) -> None:
+    def callback() -> TempBalanceTrainerCallback:
+        return TempBalanceTrainerCallback(every=3, decay={"every": 2})
+
+    whole, net = callback(), model()
+    trainer(tmp_path / "a", net, 8, whole).train()
+    again, net2 = callback(), model()
+    with torch.no_grad():
+        for p in net2.parameters():
+            p.mul_(2.0)
+    checkpoint = str(tmp_path / "a" / "checkpoint-4")
+    trainer(tmp_path / "c", net2, 8, again).train(resume_from_checkpoint=checkpoint)
+    assert whole.hooks is not None and again.hooks is not None
+    assert whole.hooks.decay is not None and again.hooks.decay is not None
+    assert again.hooks.decay.multipliers == whole.hooks.decay.multipliers
+    assert len(set(whole.hooks.decay.multipliers.values())) > 2
+    assert torch.equal(weights(net2), weights(net))

@@ -66,6 +66,73 @@ def test_rates_of_measured_weights(case: dict[str, Any]) -> None:
         assert alphas == pytest.approx({n: measured[n] for n in alphas}, rel=1e-4)
 
 
+def llama(dims: dict[str, Any]) -> nn.Module:
+    """transformers' own model of the recorded weights, norms included."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.LlamaConfig(
+        vocab_size=dims["V"], hidden_size=dims["d"], intermediate_size=dims["f"],
+        num_hidden_layers=dims["n"], num_attention_heads=1, bos_token_id=None, eos_token_id=None,
+    )  # fmt: skip
+    model = transformers.LlamaForCausalLM(config)
+    for name in GOLDEN["modules"]:
+        model.get_submodule(name).weight.data = torch.from_numpy(ARRAYS[f"W/{name}"])
+    return model
+
+
+def by_parameter(optimizer: Any, field: str) -> dict[int, float]:
+    return {id(p): g[field] for g in optimizer.param_groups for p in g["params"]}
+
+
+@pytest.mark.parametrize("case", GOLDEN["alphadecay_whole"], ids=lambda c: str(c["wd"]))
+@pytest.mark.parametrize("hooked", [False, True])
+def test_decays_of_measured_weights(case: dict[str, Any], hooked: bool) -> None:
+    """Released: without first and last linear layer; these, table and norms keep their decay."""
+    model = llama(GOLDEN["dims"])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=case["wd"])
+    options: Any = {
+        "assign": tb.LinearMap(case["min_ratio"], case["max_ratio"]),
+        "windows": tb.WholeMatrix(), "min_eigs": 50, "skip_first": True, "skip_last": True,
+    }  # fmt: skip
+    if hooked:  # the decay of a step, in which the groups are split
+        tb.StepHooks(optimizer, model, assign=tb.Constant(1.0), decay=options)
+        seen: list[dict[int, float]] = []
+        optimizer.register_step_pre_hook(
+            lambda *_: seen.append(by_parameter(optimizer, "weight_decay"))
+        )
+        optimizer.step()
+        decays = seen[0]
+    else:
+        decay = tb.AlphaDecay(optimizer, model, **options)
+        decays = by_parameter(optimizer, "weight_decay")
+        wanted_alphas = dict(zip(case["names"], case["alpha"], strict=True))
+        assert decay.alphas == pytest.approx(wanted_alphas, rel=1e-5)
+    wanted = {f"{n}.weight": d for n, d in zip(case["names"], case["wd_by_module"], strict=True)}
+    wanted |= dict.fromkeys(case["untuned"], case["wd"])
+    assert {n: decays[id(p)] for n, p in model.named_parameters()} == pytest.approx(
+        wanted, rel=1e-5
+    )
+
+
+@pytest.mark.parametrize("case", GOLDEN["llr_whole"][:1], ids=lambda c: c["pl_fitting"])
+def test_rates_of_all_parameters_as_configured(case: dict[str, Any]) -> None:
+    """The options of balance=llr on a whole model: norms have the base rate."""
+    from hydra import compose, initialize_config_dir
+    from hydra.utils import instantiate
+
+    conf = Path(__file__).parents[2] / "conf"
+    with initialize_config_dir(str(conf), version_base="1.3"):
+        cfg = compose("train", ["experiment=lm_60m", "balance=llr", "data.path=x"])
+    callback = instantiate(cfg.balance, hold=None)
+    assert callback.by_step and callback.every == 100 and callback.options["ramp"] == 50
+    model = llama(GOLDEN["dims"])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=case["lr"])
+    tb.TempBalanceLR(optimizer, model, **{**callback.options, "ramp": 0})
+    rates = by_parameter(optimizer, "lr")
+    wanted = {f"{n}.weight": d for n, d in zip(case["names"], case["lr_by_module"], strict=True)}
+    wanted |= dict.fromkeys(case["untuned"], case["lr"])
+    assert {n: rates[id(p)] for n, p in model.named_parameters()} == pytest.approx(wanted, rel=2e-5)
+
+
 class Given:
     """A map of alphas that were recorded, one set a look, in place of those that were measured."""
 

@@ -1,0 +1,158 @@
+"""The Lightning callback on step hooks, and with decay: exact, resumable, from a command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from schedules import rates, weights
+
+pytest.importorskip("lightning.pytorch")
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning_modules import Plain, loader
+
+import tempbalance as tb
+from tempbalance.integrations.lightning import TempBalanceCallback
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*does not have many workers", "ignore:.*lr_scheduler.step.*before"
+)
+
+
+class Decaying:
+    """A schedule that is not torch's: an object that writes the groups, one entry each."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer, self.count = optimizer, 0
+        self.values = [group["lr"] for group in optimizer.param_groups]
+
+    def step(self) -> None:
+        self.count += 1
+        for value, group in zip(self.values, self.optimizer.param_groups, strict=True):
+            group["lr"] = value * 0.8**self.count
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"count": self.count}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.count = state["count"]
+
+
+class Other(Plain):
+    """With a schedule that Lightning steps through a hook of the module."""
+
+    def __init__(self) -> None:
+        super().__init__(Decaying, adam=True)
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        scheduler.step()
+
+
+def fit(folder: Path, model: Any, callback: Any, epochs: int, ckpt: str | None = None) -> Any:
+    keep = ModelCheckpoint(folder, save_top_k=-1, filename="{step}", every_n_train_steps=1)
+    trainer = pl.Trainer(
+        max_epochs=epochs,
+        accelerator="cpu",
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        logger=False,
+        callbacks=[callback, keep] if callback else [keep],
+    )
+    trainer.fit(model, loader(), ckpt_path=ckpt)
+    return trainer
+
+
+MODES: dict[str, dict[str, Any]] = {
+    "hooks": {"hooks": True},
+    "hooks and decay": {"hooks": True, "decay": {"every": 2}},
+    "decay": {"decay": {"every": 2}},
+    "keep_decay": {"keep_decay": True},
+}
+
+
+@pytest.mark.parametrize("step", [4, 8])
+@pytest.mark.parametrize("mode", MODES)
+def test_resumed_bit_for_bit(tmp_path: Path, mode: str, step: int) -> None:
+    def build() -> Any:
+        callback = TempBalanceCallback(every_n_steps=3, **MODES[mode])
+        return (Other() if "hooks" in mode else Plain(adam=True)), callback
+
+    model, callback = build()
+    whole = fit(tmp_path / "a", model, callback, 3)
+    again, callback2 = build()
+    with torch.no_grad():
+        for p in again.parameters():
+            p.add_(1.0)
+    resumed = fit(tmp_path / "b", again, callback2, 3, str(tmp_path / "a" / f"step={step}.ckpt"))
+    assert rates(resumed.optimizers[0]) == rates(whole.optimizers[0])
+    assert torch.equal(weights(again), weights(model))
+    plain = Other() if "hooks" in mode else Plain(adam=True)
+    fit(tmp_path / "c", plain, None, 3)
+    assert not torch.equal(weights(plain), weights(model))
+
+
+def test_hooks_change_nothing_but_the_steps(tmp_path: Path) -> None:
+    """With a multiplier of 1 the run is the plain one; the groups stay whole."""
+    plain, same = Other(), Other()
+    before = fit(tmp_path / "a", plain, None, 2)
+    callback = TempBalanceCallback(every_n_steps=2, hooks=True, assign=tb.Constant(1.0))
+    after = fit(tmp_path / "b", same, callback, 2)
+    assert torch.equal(weights(plain), weights(same))
+    assert len(after.optimizers[0].param_groups) == 1
+    assert rates(after.optimizers[0]) == rates(before.optimizers[0])
+
+
+def test_hooks_want_steps() -> None:
+    with pytest.raises(ValueError, match="give every_n_steps"):
+        TempBalanceCallback(hooks=True)
+
+
+YAML = """
+model: {adam: true}
+trainer:
+  max_steps: 2
+  accelerator: cpu
+  logger: false
+  enable_progress_bar: false
+  enable_model_summary: false
+  enable_checkpointing: false
+  callbacks:
+    - class_path: tempbalance.integrations.lightning.TempBalanceCallback
+      init_args:
+        every_n_steps: 2
+        start: 1
+        min_eigs: 8
+        exclude: [nothing]
+        fixed: {net.0: 2.0}
+        unit: layer
+        decay: {every: 4, normalize: true}
+        windows: {class_path: tempbalance.WholeMatrix}
+        fit: {class_path: tempbalance.Hill}
+        assign:
+          class_path: tempbalance.LinearMap
+          init_args: {s1: 0.6, s2: 1.4}
+"""
+
+
+def test_every_option_from_yaml(tmp_path: Path) -> None:
+    pytest.importorskip("jsonargparse")
+    from lightning.pytorch.cli import LightningCLI
+
+    (tmp_path / "config.yaml").write_text(YAML)
+    cli = LightningCLI(
+        Plain,
+        run=False,
+        save_config_callback=None,
+        args=["--config", str(tmp_path / "config.yaml")],
+    )
+    (callback,) = (c for c in cli.trainer.callbacks if isinstance(c, TempBalanceCallback))
+    cli.trainer.fit(cli.model, loader())
+    options = callback.balancers[0].options
+    assert options.assign == tb.LinearMap(0.6, 1.4) and options.windows == tb.WholeMatrix()
+    assert (options.start, options.min_eigs, options.every) == (1, 8, 2)
+    assert options.fixed == {"net.0": 2.0}
+    assert callback.decays[0].balancer.options.normalize
