@@ -10,6 +10,7 @@ import argparse
 import functools
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
@@ -73,6 +74,8 @@ def in_memory(content: Mapping[str, Any]) -> Checkpoint:
 def open_file(file: Path, key: str | None, opened: Opened) -> Checkpoint:
     if not file.exists():
         raise CheckpointError(f"no such file: {file}")
+    if file.is_file() and not file.stat().st_size:
+        raise CheckpointError(f"{file} is empty: 0 bytes; copy or save it again")
     if file.suffix == ".safetensors":
         return _open_safetensors(file, opened)
     with file.open("rb") as start:
@@ -168,7 +171,11 @@ def _under(content: Any, key: str | None, file: Path) -> Any:
 def _read_pickle(file: Path) -> Any:
     try:
         # A mapped file is read as its tensors are used, and never held in memory as a whole.
-        with torch.serialization.safe_globals([argparse.Namespace]):  # timm keeps its arguments
+        with (
+            torch.serialization.safe_globals([argparse.Namespace]),  # timm keeps its arguments
+            warnings.catch_warnings(),
+        ):
+            warnings.filterwarnings("ignore", "Detected pickle protocol")  # an error will say more
             return torch.load(
                 file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file)
             )

@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import pickle
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -345,3 +347,20 @@ def test_what_is_no_network_is_refused() -> None:
         tb.analyze({"lr": 0.1})  # type: ignore[dict-item]
     with pytest.raises(TypeError, match="a state dict or the path of a file, got ndarray"):
         tb.analyze(np.ones((3, 3)))  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize("name", ["a.pt", "a.safetensors", "a.gguf", "a.ckpt"])
+def test_an_empty_file_is_called_empty(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).touch()
+    with pytest.raises(CheckpointError, match=rf"{name} is empty: 0 bytes"):
+        tb.analyze(tmp_path / name)
+
+
+def test_a_bare_pickle_is_refused_by_one_message(tmp_path: Path) -> None:
+    """Not by a warning of torch about the pickle's protocol before it."""
+    with (tmp_path / "a.pkl").open("wb") as file:
+        pickle.dump({"w": [1.0]}, file, protocol=4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(CheckpointError, match=r"a\.pkl"):
+            tb.analyze(tmp_path / "a.pkl")
