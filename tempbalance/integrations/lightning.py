@@ -30,11 +30,17 @@ logger = logging.getLogger("tempbalance")
 
 
 def _lightning() -> Any:
-    """Lightning under the name that is loaded already, or that is installed."""
+    """Lightning's callback, under the name that is loaded already (both, if both are) or installed.
+
+    Each of the two packages knows its own callbacks alone.
+    """
     names = ("pytorch_lightning", "lightning.pytorch")
-    for name in sorted(names, key=lambda name: name not in sys.modules):
+    loaded = tuple(sys.modules[name].Callback for name in names if name in sys.modules)
+    if loaded:
+        return loaded[0] if len(loaded) == 1 else type("Callback", loaded, {})
+    for name in names:
         try:
-            return importlib.import_module(name)
+            return importlib.import_module(name).Callback
         except ImportError:
             continue
     raise ImportError(
@@ -44,12 +50,13 @@ def _lightning() -> Any:
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
+    from pytorch_lightning import Callback
 else:
-    pl = _lightning()
+    Callback = _lightning()
 
 
 @with_options(without=("every",), files=True)
-class TempBalanceCallback(pl.Callback):
+class TempBalanceCallback(Callback):
     """Layer-wise learning rates from the spectra, for a LightningModule as it is.
 
     The optimizers' groups are split, a group a layer, when ``fit`` starts; the schedules that the

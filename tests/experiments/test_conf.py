@@ -188,7 +188,7 @@ def test_published_settings_for_language_models(tmp_path: Path) -> None:
     callback = instantiate(composed(tmp_path, "experiment=lm_1b", "balance=llr").balance)
     options = callback.options
     assert options["assign"] == tempbalance.LinearMap(1.0, 5.0)
-    assert dict(options["fixed"]) == {"*lm_head": 5.0, "Embedding": 5.0}
+    assert dict(options["fixed"]) == {"*lm_head": 5.0, "Embedding": 5.0, "*norm*": 1.0}
     assert options["windows"] == tempbalance.WholeMatrix()
     assert options["fit"] == tempbalance.Hill(2)
     assert (callback.by_step, callback.every) == (True, 100)

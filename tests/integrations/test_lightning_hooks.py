@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -139,20 +142,29 @@ trainer:
 
 
 def test_every_option_from_yaml(tmp_path: Path) -> None:
+    """In a process of its own: which of the two packages is loaded decides what a callback is."""
     pytest.importorskip("jsonargparse")
-    from lightning.pytorch.cli import LightningCLI
-
     (tmp_path / "config.yaml").write_text(YAML)
-    cli = LightningCLI(
-        Plain,
-        run=False,
-        save_config_callback=None,
-        args=["--config", str(tmp_path / "config.yaml")],
-    )
-    (callback,) = (c for c in cli.trainer.callbacks if isinstance(c, TempBalanceCallback))
-    cli.trainer.fit(cli.model, loader())
-    options = callback.balancers[0].options
-    assert options.assign == tb.LinearMap(0.6, 1.4) and options.windows == tb.WholeMatrix()
-    assert (options.start, options.min_eigs, options.every) == (1, 8, 2)
-    assert options.fixed == {"net.0": 2.0}
-    assert callback.decays[0].balancer.options.normalize
+    code = """
+import sys
+import lightning.pytorch as pl
+from lightning.pytorch.cli import LightningCLI
+from lightning_modules import Plain, loader
+import tempbalance as tb
+from tempbalance.integrations.lightning import TempBalanceCallback
+
+arguments = ["--config", sys.argv[1]]
+cli = LightningCLI(Plain, run=False, save_config_callback=None, args=arguments)
+(callback,) = (c for c in cli.trainer.callbacks if isinstance(c, TempBalanceCallback))
+cli.trainer.fit(cli.model, loader())
+options = callback.balancers[0].options
+assert options.assign == tb.LinearMap(0.6, 1.4) and options.windows == tb.WholeMatrix()
+assert (options.start, options.min_eigs, options.every) == (1, 8, 2)
+assert options.fixed == {"net.0": 2.0}
+assert callback.decays[0].balancer.options.normalize
+"""
+    here = Path(__file__).resolve().parents[1]
+    path = os.pathsep.join([str(here.parent), str(here), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, "-c", code, str(tmp_path / "config.yaml")]
+    environment = {**os.environ, "PYTHONPATH": path}
+    subprocess.run(command, check=True, timeout=120, cwd=tmp_path, env=environment)

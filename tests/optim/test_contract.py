@@ -43,7 +43,7 @@ REFUSED = {
     "AdaFactor": "does not use the learning rate",
     "ApolloDQN": "does not use the learning rate",
     "AvaGrad": "over a whole param group",
-    "DAdaptSGD": "over a whole param group",
+    "DAdaptSGD": "does not use the learning rate",
     "GrokFastAdamW": "two base rates",
     "LBFGS": "cannot have a learning rate per layer",
 }

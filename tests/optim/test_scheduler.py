@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from releases import SWA_STATE_IS_PLAIN, TENSOR_RATE_IN_SEQUENCE, needs_names
 from schedules import (
     ASSIGNMENTS,
     OPTIMIZERS,
@@ -40,6 +41,8 @@ def test_every_rate_is_base_times_multiplier(name: str, optimizer_name: str) -> 
     """Against a twin optimizer that runs the schedule alone, at every step, exactly."""
     if optimizer_name == "adamw_tensor_lr" and name in ("multiplicative", "onecycle", "cyclic"):
         pytest.skip("the schedule itself does not take a tensor rate")
+    if (name, optimizer_name) == ("sequential", "adamw_tensor_lr") and not TENSOR_RATE_IN_SEQUENCE:
+        pytest.skip("SequentialLR itself goes wrong with a tensor rate before torch 2.8")
     model, twin = net(), net()
     make, schedule = OPTIMIZERS[optimizer_name], SCHEDULES[name]
     optimizer, plain = make(model.parameters()), make(twin.parameters())
@@ -93,6 +96,8 @@ def test_hand_worked_rates() -> None:
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_resume_is_bit_for_bit(name: str) -> None:
     """2N steps equal N, save with weights_only in mind, load into fresh objects, N more."""
+    if name == "swa" and not SWA_STATE_IS_PLAIN:
+        pytest.skip("the state of SWALR holds a function before torch 2.8")
 
     def build(seed: int) -> tuple:
         model = net(seed)
@@ -219,6 +224,7 @@ def test_split_is_idempotent_and_rates_do_not_compound() -> None:
     del first
 
 
+@needs_names
 def test_named_parameters_and_user_names_survive() -> None:
     model = net()
     optimizer = torch.optim.SGD(model.named_parameters(), lr=0.1)
