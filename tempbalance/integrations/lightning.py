@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
-import sys
 from typing import TYPE_CHECKING, Any, Unpack
 
 import torch.distributed as dist
@@ -12,6 +10,7 @@ from torch.optim import Optimizer
 
 from tempbalance.balance.options import OBJECTS, Given, GivenAssign, check_names, with_options
 from tempbalance.balance.tracker import Tracker
+from tempbalance.integrations.lightning_base import callback_class
 from tempbalance.integrations.lightning_checks import (
     check_configs,
     config_class,
@@ -29,30 +28,11 @@ from tempbalance.optim.scheduler import TempBalanceLR
 logger = logging.getLogger("tempbalance")
 
 
-def _lightning() -> Any:
-    """Lightning's callback, under the name that is loaded already (both, if both are) or installed.
-
-    Each of the two packages knows its own callbacks alone.
-    """
-    names = ("pytorch_lightning", "lightning.pytorch")
-    loaded = tuple(sys.modules[name].Callback for name in names if name in sys.modules)
-    if loaded:
-        return loaded[0] if len(loaded) == 1 else type("Callback", loaded, {})
-    for name in names:
-        try:
-            return importlib.import_module(name).Callback
-        except ImportError:
-            continue
-    raise ImportError(
-        "tempbalance.integrations.lightning needs Lightning: pip install 'tempbalance[lightning]'"
-    )
-
-
 if TYPE_CHECKING:
     import pytorch_lightning as pl
     from pytorch_lightning import Callback
 else:
-    Callback = _lightning()
+    Callback = callback_class()
 
 
 @with_options(without=("every",), files=True)
