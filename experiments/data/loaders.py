@@ -1,6 +1,6 @@
 """Loaders that slice whole batches, in an order that the seed and the epoch alone decide."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -92,6 +92,34 @@ def make_loader(
 def world_of(trainer: Any) -> tuple[int, int]:
     """(number of processes, rank) of a Lightning trainer; (1, 0) without one."""
     return (1, 0) if trainer is None else (trainer.world_size, trainer.global_rank)
+
+
+class InOrder:
+    """Parts by name, those for validation and test read in their order.
+
+    Mixed into a data module with `_parts`, `batch_size` and `num_workers`.
+    """
+
+    batch_size: int
+    num_workers: int
+    _parts: Mapping[str, Any]
+
+    def size_of(self, part: str) -> int:
+        """Samples in "train", "val" or "test"; 0 for a part that there is not."""
+        return len(self._parts[part]) if part in self._parts else 0
+
+    def val_dataloader(self) -> Any:
+        """The validation part in its order; an empty list where there is none."""
+        return single(self._in_order("val"))
+
+    def test_dataloader(self) -> Any:
+        """The test part in its order; an empty list where there is none."""
+        return single(self._in_order("test"))
+
+    def _in_order(self, name: str) -> DataLoader[Any] | None:
+        if name not in self._parts:
+            return None
+        return make_loader(self._parts[name], self.batch_size, num_workers=self.num_workers)
 
 
 def single(loader: DataLoader[Any] | None) -> Sequence[DataLoader[Any]]:

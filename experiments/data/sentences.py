@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from experiments.data.loaders import make_loader, single, world_of
+from experiments.data.loaders import InOrder, make_loader, world_of
 from experiments.data.splits import take_share, train_val_split
 from experiments.models.encoder import encoder_folder
 
@@ -65,7 +65,7 @@ class SentenceRows(Dataset[Any]):
         return {"input_ids": ids, "attention_mask": mask}, self.labels[torch.as_tensor(indices)]
 
 
-class SentenceData(pl.LightningDataModule):
+class SentenceData(InOrder, pl.LightningDataModule):
     """Sentences and their classes in `train.tsv`, `dev.tsv` and `test.tsv` under `root`.
 
     Args:
@@ -135,10 +135,6 @@ class SentenceData(pl.LightningDataModule):
         """Classes of the training and test sentences."""
         return 1 + max(int(part.labels.max()) for part in self._parts.values())
 
-    def size_of(self, part: str) -> int:
-        """Sentences in "train", "val" or "test"; 0 for a part that there is not."""
-        return len(self._parts[part]) if part in self._parts else 0
-
     def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled batches; the order depends on (seed, epoch) alone."""
         world = world_of(self.trainer)
@@ -149,20 +145,6 @@ class SentenceData(pl.LightningDataModule):
             num_workers=self.num_workers,
             world=world,
         )
-
-    def val_dataloader(self) -> Any:
-        """Validation sentences in their order; an empty list where there are none."""
-        return single(self._in_order("val"))
-
-    def test_dataloader(self) -> Any:
-        """Test sentences in their order."""
-        return single(self._in_order("test"))
-
-    def _in_order(self, name: str) -> DataLoader[Any] | None:
-        if name not in self._parts:
-            return None
-        part: Any = self._parts[name]
-        return make_loader(part, self.batch_size, num_workers=self.num_workers)
 
 
 def _take(part: Labelled, rows: Tensor) -> Labelled:

@@ -16,7 +16,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 from experiments.data.cache import cached, fingerprint, user_cache, writable_folder
 from experiments.data.corpus import Document, Parts, documents, split
-from experiments.data.loaders import make_loader, single, world_of
+from experiments.data.loaders import InOrder, make_loader, world_of
 from experiments.data.splits import take_share
 from experiments.data.tokens import BytePairs, Bytes, Tokenizer
 
@@ -77,7 +77,7 @@ class StepSampler(DistributedSampler[Any]):
         return iter(found.tolist())
 
 
-class TextData(pl.LightningDataModule):
+class TextData(InOrder, pl.LightningDataModule):
     """Tokens of a text file, of all text files of a folder, or of Python's standard library.
 
     Args:
@@ -160,28 +160,11 @@ class TextData(pl.LightningDataModule):
         """Bytes that each token stands for (vocab_size,)."""
         return self.tokenizer.byte_counts()
 
-    def size_of(self, part: str) -> int:
-        """Blocks in "train", "val" or "test"; 0 for a part that there is not."""
-        return len(self._parts[part]) if part in self._parts else 0
-
     def train_dataloader(self) -> DataLoader[Any]:
         """`steps` batches of the stream."""
         part, world = self._part("train"), world_of(self.trainer)
         sampler = StepSampler(len(part), self.batch_size, self.steps, self.seed, world)
         return make_loader(part, self.batch_size, sampler=sampler, num_workers=self.num_workers)
-
-    def val_dataloader(self) -> Any:
-        """Blocks of the validation part in their order; an empty list where there is none."""
-        return single(self._in_order("val"))
-
-    def test_dataloader(self) -> Any:
-        """Blocks of the test part in their order."""
-        return single(self._in_order("test"))
-
-    def _in_order(self, name: str) -> DataLoader[Any] | None:
-        if name not in self._parts:
-            return None
-        return make_loader(self._parts[name], self.batch_size, num_workers=self.num_workers)
 
     def _part(self, name: str) -> TokenBlocks:
         if name not in self._parts:

@@ -43,11 +43,7 @@ def add(commands: Any) -> None:
         "--plot-layer", action="append", default=[], metavar="NAME",
         help="with --plot, draw this layer's spectrum too (may be repeated)",
     )  # fmt: skip
-    parser.add_argument(
-        "--strict",
-        action="store_true",
-        help="fail (exit code 1) if a layer is not measured in full",
-    )
+    given.add_strict(parser)
     parser.set_defaults(run=_run)
 
 

@@ -27,11 +27,7 @@ def add(commands: Any) -> None:
     given.add_model(parser)
     given.add_method(parser)
     given.add_output(parser, "both", ("depth", "name", "alpha", "change"))
-    parser.add_argument(
-        "--strict",
-        action="store_true",
-        help="fail (exit code 1) if a layer is not measured in full",
-    )
+    given.add_strict(parser)
     parser.set_defaults(run=_run)
 
 

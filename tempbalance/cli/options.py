@@ -83,6 +83,14 @@ def add_method(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--memory", type=int, metavar="MIB", help="extra memory (default: 1024)")
 
 
+def add_strict(parser: argparse.ArgumentParser) -> None:
+    """Whether a layer that is not measured in full is a failure."""
+    parser.add_argument(
+        "--strict", action="store_true",
+        help="fail (exit code 1) if a layer is not measured in full",
+    )  # fmt: skip
+
+
 def add_output(parser: argparse.ArgumentParser, what: str, sorts: Sequence[str]) -> None:
     """Where the result goes."""
     group = parser.add_argument_group("output")

@@ -291,15 +291,14 @@ class TempBalanceCallback(Callback):
         optimizer: Optimizer,
         options: Given,
     ) -> None:
+        decay: Any = None
+        if self.decay is not None:
+            decay = {"every": self.every, "process_group": options["process_group"], **self.decay}
         if self.hooks:
-            given_decay: Any = self.decay
-            if self.decay is not None:
-                given_decay = {"every": self.every, "process_group": options["process_group"]}
-                given_decay |= self.decay
-            more: Any = {"keep_decay": self.keep_decay, "decay": given_decay, "begin": False}
+            more: Any = {"keep_decay": self.keep_decay, "decay": decay, "begin": False}
             self.step_hooks.append(StepHooks(optimizer, pl_module, **more, **options))
             return
-        if self.decay is not None:
+        if decay is not None:
             check_decay(optimizer)  # before anything is touched
         configs = configs_of(trainer, optimizer)
         base = configs[0].scheduler if configs else None
@@ -307,10 +306,8 @@ class TempBalanceCallback(Callback):
             optimizer, pl_module, base, clock="manual", keep_decay=self.keep_decay, **options
         )
         self.schedulers.append(scheduler)
-        if self.decay is not None:
-            given: Any = {"every": self.every, "process_group": options["process_group"]}
-            given |= self.decay
-            self.decays.append(AlphaDecay(optimizer, pl_module, clock="manual", **given))
+        if decay is not None:
+            self.decays.append(AlphaDecay(optimizer, pl_module, clock="manual", **decay))
         if configs:
             configs[0].scheduler = scheduler
         elif pl_module.automatic_optimization:

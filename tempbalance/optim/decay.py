@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Unpack
+from collections.abc import Sequence
+from typing import Unpack
 
 from torch import nn
 from torch.optim import Optimizer
@@ -108,7 +108,3 @@ class AlphaDecay(Balanced):
                 self.balancer.step()
         finally:
             self._scale()
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Continue where :meth:`state_dict` left off, with the same decays; measures nothing."""
-        super().load_state_dict(state_dict)

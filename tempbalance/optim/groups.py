@@ -58,7 +58,7 @@ class Grouping:
             parts = partition(group, host_of) if index >= start else _undivided(group)
             keep = index < start or (len(parts) == 1 and "name" in group)
             for host, members in parts:
-                new = group if len(parts) == 1 else _part_of(group, members)
+                new = group if len(parts) == 1 else part_of(group, members)
                 if not keep or group.get("name") in taken:
                     new["name"] = _unique(_label(host, index, groups), taken)
                 taken.add(new.get("name", ""))
@@ -141,11 +141,13 @@ class Grouping:
 
     def factors(self, multipliers: Mapping[str, float]) -> list[float]:
         """A multiplier for every group: the mean over its layers, 1 where it has none."""
-        out = []
-        for layers in self.layers:
-            known = [multipliers.get(name, 1.0) for name in layers]
-            out.append(sum(known) / len(known) if len(known) > 1 else known[0] if known else 1.0)
-        return out
+        return [mean_multiplier(layers, multipliers) for layers in self.layers]
+
+
+def mean_multiplier(layers: Sequence[str], multipliers: Mapping[str, float]) -> float:
+    """The multiplier of layers that share a group: their mean, 1 where there is none."""
+    known = [multipliers.get(name, 1.0) for name in layers]
+    return sum(known) / len(known) if len(known) > 1 else known[0] if known else 1.0
 
 
 def by_parameter(hosts: Iterable[Host]) -> dict[int, Host]:
@@ -197,7 +199,7 @@ def partition(group: Group, host_of: Mapping[int, Host]) -> list[tuple[Host | No
     return list(parts.values())
 
 
-def _part_of(group: Group, members: Sequence[int]) -> Group:
+def part_of(group: Group, members: Sequence[int]) -> Group:
     """A group of some of another's parameters, with its options; rate tensors are not shared."""
     new = copied(group)
     new["params"] = [group["params"][i] for i in members]

@@ -24,7 +24,7 @@ from tempbalance.layers import Host, without_norms
 from tempbalance.optim.checks import check_decay, check_flag, check_optimizer
 from tempbalance.optim.claims import claim, release, renounce
 from tempbalance.optim.decay import ASSIGN, EVERY, AlphaDecay
-from tempbalance.optim.groups import Group, by_parameter, common, parameters_of
+from tempbalance.optim.groups import Group, by_parameter, common, mean_multiplier, parameters_of
 from tempbalance.optim.parts import Parts
 from tempbalance.optim.stepping import Unseen, stepping
 from tempbalance.optim.trial import check_split
@@ -201,7 +201,7 @@ class StepHooks:
             return
         first = id(part["params"][0])
         rate, decay = (
-            _mean(hosts.get(first), multipliers)
+            mean_multiplier(hosts[first].layers if first in hosts else (), multipliers)
             for hosts, multipliers in zip(self._hosts, self._factors, strict=True)
         )
         if rate != 1.0:
@@ -239,10 +239,3 @@ class StepHooks:
 
     def _restore(self, *_: Any) -> None:
         self._parts.restore(self.optimizer)
-
-
-def _mean(host: Host | None, multipliers: Mapping[str, float]) -> float:
-    if host is None:
-        return 1.0
-    values = [multipliers.get(name, 1.0) for name in host.layers]
-    return sum(values) / len(values) if len(values) > 1 else values[0]

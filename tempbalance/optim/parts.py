@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from tempbalance.layers import Host
-from tempbalance.optim.groups import Group, by_parameter, partition
+from tempbalance.optim.groups import Group, by_parameter, part_of, partition
 
 Scale = Callable[[Group, Host | None], None]
 _Key = tuple[int, str]  # the place of the user's group, the host's name
@@ -29,7 +29,12 @@ class Parts:
     """
 
     def __init__(self, scale: Scale, fields: Sequence[str]) -> None:
-        self._scale, self._fields = scale, frozenset(fields)
+        self._scale = scale
+        self._fixed = {
+            *fields,
+            "params",
+            "param_names",
+        }  # what an optimizer's writing is not kept of
         self._hosts: dict[int, Host] = {}
         self._own: dict[_Key, dict[str, Any]] = {}  # what the optimizer wrote, by part
         self._left: dict[int, dict[str, Any]] = {}  # and what of it was left in the user's group
@@ -53,13 +58,10 @@ class Parts:
             self._forget_what_was_written(i, group)
             for host, members in partition(group, self._hosts):
                 key = (i, "" if host is None else host.name)
-                given = {**group, **self._own.get(key, {})}
-                part = {k: v.clone() if isinstance(v, Tensor) else v for k, v in given.items()}
-                part["params"] = [group["params"][j] for j in members]
-                if "param_names" in group:
-                    part["param_names"] = [group["param_names"][j] for j in members]
+                part = part_of({**group, **self._own.get(key, {})}, members)
                 self._scale(part, host)
-                self._open.append((key, part, {k: _mark(v) for k, v in part.items()}))
+                given = {k: _mark(v) for k, v in part.items() if k not in self._fixed}
+                self._open.append((key, part, given))
         # The list stays the same object: wrappers (SAM) share it with the optimizer inside.
         self._whole = list(groups)
         groups[:] = [part for _, part, _ in self._open]
@@ -71,8 +73,7 @@ class Parts:
         for key, part, given in self._open:
             own = self._own.setdefault(key, {})
             for name, value in part.items():
-                fixed = name in self._fields or name in ("params", "param_names")
-                if not fixed and (name in own or not _same(value, given.get(name))):
+                if name not in self._fixed and (name in own or not _same(value, given.get(name))):
                     own[name] = value
             left = self._left.setdefault(key[0], {})
             for name, value in own.items():

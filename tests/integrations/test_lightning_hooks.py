@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from schedules import rates, weights
+from schedules import Foreign, rates, weights
 
 pytest.importorskip("lightning.pytorch")
 
@@ -26,23 +26,11 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 
-class Decaying:
+class Decaying(Foreign):
     """A schedule that is not torch's: an object that writes the groups, one entry each."""
 
-    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
-        self.optimizer, self.count = optimizer, 0
-        self.values = [group["lr"] for group in optimizer.param_groups]
-
-    def step(self) -> None:
-        self.count += 1
-        for value, group in zip(self.values, self.optimizer.param_groups, strict=True):
-            group["lr"] = value * 0.8**self.count
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"count": self.count}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.count = state["count"]
+    def write(self, group: dict[str, Any], value: float) -> None:
+        group["lr"] = value * 0.8**self.count
 
 
 class Other(Plain):

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from optimizers import Kind, weights
-from schedules import SCHEDULES
+from schedules import SCHEDULES, Foreign
 from torch import nn
 from torch.optim import lr_scheduler as lrs
 
@@ -24,24 +24,12 @@ SGD = Kind(torch.optim.SGD, options=(("lr", 0.1), ("momentum", 0.9)))
 # --- timm's schedulers, and other objects with a step --------------------------------------------
 
 
-class Warmup:
+class Warmup(Foreign):
     """A schedule of nobody's: it writes rate and momentum of the groups that it was built on."""
 
-    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
-        self.optimizer, self.count = optimizer, 0
-        self.values = [group["lr"] for group in optimizer.param_groups]
-
-    def step(self) -> None:
-        self.count += 1
-        for value, group in zip(self.values, self.optimizer.param_groups, strict=True):
-            group["lr"] = value * min(1.0, self.count / 5) * 0.9**self.count
-            group["momentum"] = 0.5 + 0.01 * self.count
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"count": self.count}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.count = state["count"]
+    def write(self, group: dict[str, Any], value: float) -> None:
+        group["lr"] = value * min(1.0, self.count / 5) * 0.9**self.count
+        group["momentum"] = 0.5 + 0.01 * self.count
 
 
 def _timm(optimizer: Any) -> Any:
