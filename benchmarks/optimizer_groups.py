@@ -110,7 +110,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     made = parser("optimizer_groups", __doc__)
     made.add_argument("--networks", nargs="+", choices=CASES, help="default: two; all when full")
     made.add_argument("--repeats", type=int, help="default: 7; 15 when full")
-    made.add_argument("--check", action="store_true", help="fail above 1% of a training step")
+    made.add_argument("--check", action="store_true", help="fail above 1%% of a training step")
     options = made.parse_args(argv)
     quick = ["resnet18", "transformer300"]
     options.networks = options.networks or (list(CASES) if options.full else quick)

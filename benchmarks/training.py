@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     made.add_argument("--repeats", type=int, help="pairs; default: 2, 3 on CUDA; 7 when full")
     made.add_argument("--block-seconds", type=float, help="longer blocks are not trained")
     made.add_argument("--tiny", action="store_true", help="two small layers, to try this command")
-    made.add_argument("--check", action="store_true", help="fail above 1%")
+    made.add_argument("--check", action="store_true", help="fail above 1%%")
     options = made.parse_args(argv)
     if reason := no_cuda(options.device):
         print(reason)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import math
 import sys
@@ -498,3 +499,15 @@ def test_two_ranks_share_the_time() -> None:
     row = ranks.bench("fno", 2, 2)
     assert row["layers"] == [4, 4] and len(row["times"]) == 2
     assert 0 < row["exchange"] < row["seconds"] and row["alpha_error"] < 1e-4
+
+
+@pytest.mark.parametrize(
+    "name",
+    [path.stem for path in sorted(Path(everything.__file__).parent.glob("*.py"))
+     if "def main(" in path.read_text()],
+)  # fmt: skip
+def test_help_can_be_read(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    module = importlib.import_module(f"benchmarks.{name}")
+    with pytest.raises(SystemExit) as ended:
+        module.main(["--help"])
+    assert ended.value.code == 0 and "usage" in capsys.readouterr().out
