@@ -16,6 +16,7 @@ TOTALS = (0.5, 0.6, 0.7, 0.8)
 METHODS = ("magnitude", "wanda", "sparsegpt")
 ALLOCATIONS = ("uniform", "alpha", "farms", "depth", "depth_alpha", "shuffled", "reversed")
 SPREADS = (0.3, 0.2, 0.5, 0.1)  # in the order in which they are run
+SPREAD_OF = {"sparsegpt": "wanda"}  # whose search chooses the spread of another pruner
 SEEDS = (0, 1, 2)
 
 
@@ -100,24 +101,47 @@ def append(path: Path, row: Row) -> None:
         writer.writerow({**vars(row), "spread": "" if row.spread is None else row.spread})
 
 
-def search(model: str, method: str, allocation: str, total: float) -> list[Key]:
-    """The validation rows of one cell."""
-    spreads: Iterable[float | None] = (None,) if allocation == "uniform" else SPREADS
-    return [Key(model, method, allocation, total, s, SEEDS[0], "validation") for s in spreads]
+def search(
+    rows: Iterable[Row], model: str, method: str, allocation: str, total: float
+) -> list[Key]:
+    """The validation rows of one cell, as far as those that were run tell which are wanted.
+
+    The two middle spreads, and then the next one on the side of the better.
+    """
+    if allocation == "uniform":
+        return [Key(model, method, allocation, total, None, SEEDS[0], "validation")]
+    keys = {s: Key(model, method, allocation, total, s, SEEDS[0], "validation") for s in SPREADS}
+    smallest, small, large, largest = sorted(SPREADS)
+    wanted = [keys[large], keys[small]]
+    found = {row.key: row.perplexity for row in rows if row.key in wanted}
+    if len(found) == len(wanted):
+        wanted.append(keys[smallest if found[keys[small]] <= found[keys[large]] else largest])
+    return wanted
 
 
 def chosen(
-    rows: Iterable[Row], model: str, method: str, allocation: str, total: float
+    rows: Sequence[Row], model: str, method: str, allocation: str, total: float
 ) -> Row | None:
     """The validation row of least perplexity, the smaller spread of equals; None: not complete."""
-    wanted = search(model, method, allocation, total)
+    method = SPREAD_OF.get(method, method)
+    wanted = search(rows, model, method, allocation, total)
     found = [row for row in rows if row.key in wanted]
-    if {row.key for row in found} != set(wanted):
+    if len({row.key for row in found}) < rows_of_search(allocation):
         return None
     return min(found, key=lambda row: (row.perplexity, row.spread or 0.0))
 
 
-def finals(best: Row) -> list[Key]:
+def rows_of_search(allocation: str) -> int:
+    """How many validation rows a cell has."""
+    return 1 if allocation == "uniform" else 3
+
+
+def seeds(method: str, allocation: str) -> tuple[int, ...]:
+    """The seeds of a cell on test text: one, where nothing is drawn."""
+    return SEEDS[:1] if method == "magnitude" and allocation != "shuffled" else SEEDS
+
+
+def finals(best: Row, method: str) -> list[Key]:
     """The test rows of a cell whose spread is chosen."""
-    same = (best.model, best.method, best.allocation, best.total, best.spread)
-    return [Key(*same, seed, "test") for seed in SEEDS]
+    same = (best.model, method, best.allocation, best.total, best.spread)
+    return [Key(*same, seed, "test") for seed in seeds(method, best.allocation)]

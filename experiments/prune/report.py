@@ -58,8 +58,9 @@ def _progress(rows: Sequence[Row], model: str) -> list[str]:
         for allocation in grid.ALLOCATIONS
         for total in grid.TOTALS
     ]
-    validation = sum(len(grid.search(*cell)) for cell in cells)
-    test = len(cells) * len(grid.SEEDS)
+    searched = [cell for cell in cells if cell[1] not in grid.SPREAD_OF]
+    validation = sum(grid.rows_of_search(allocation) for _, _, allocation, _ in searched)
+    test = sum(len(grid.seeds(method, allocation)) for _, method, allocation, _ in cells)
     done = [sum(row.split == split for row in rows) for split in ("validation", "test")]
     return [f"{done[0]} of {validation} rows on validation text were run, "
             f"{done[1]} of {test} on test text."]  # fmt: skip
@@ -89,12 +90,14 @@ def _cell(rows: Sequence[Row], model: str, method: str, allocation: str, total: 
     best = grid.chosen(rows, model, method, allocation, total)
     told = [] if best is None or best.spread is None else [f"{best.spread:g}"]
     reference = _logs(rows, model, method, "uniform", total)
+    if reference and len(grid.seeds(method, "uniform")) == 1:  # the same for every seed
+        reference = dict.fromkeys(logs, next(iter(reference.values())))
     d = statistics.paired(logs, reference, "min", 0.95)
     if allocation != "uniform" and d is not None:
         interval = "" if d.low is None else f", {_percent(d.low)} to {_percent(d.high)}"
         told.append(f"{_percent(d.mean)}%{interval}")
     mean = math.exp(sum(logs.values()) / len(logs))
-    seeds = "" if len(logs) == len(grid.SEEDS) else f" of {len(logs)} seed(s)"
+    seeds = "" if len(logs) == len(grid.seeds(method, allocation)) else f" of {len(logs)} seed(s)"
     return f"{mean:.1f}{seeds}" + (f" ({'; '.join(told)})" if told else "")
 
 

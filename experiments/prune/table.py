@@ -44,11 +44,17 @@ def missing(rows: Sequence[Row], cells: Iterable[tuple[str, str, str, float]]) -
     done = {row.key for row in rows}
     wanted: list[Key] = []
     for cell in cells:
+        model, method, allocation, total = cell
         best = grid.chosen(rows, *cell)
-        wanted += grid.search(*cell) if best is None else grid.finals(best)
+        if best is not None:
+            wanted += grid.finals(best, method)
+        else:
+            wanted += grid.search(
+                rows, model, grid.SPREAD_OF.get(method, method), allocation, total
+            )
     spreads = (None, *grid.SPREADS)
-    ordered = sorted(wanted, key=lambda key: (key.split == "test", spreads.index(key.spread)))
-    return [key for key in ordered if key not in done]
+    todo = [key for key in dict.fromkeys(wanted) if key not in done]
+    return sorted(todo, key=lambda key: (key.split == "test", spreads.index(key.spread)))
 
 
 def result_of(key: Key, path: str, settings: Sequence[str]) -> dict[str, Any]:

@@ -35,6 +35,32 @@ class _Call:
         }
         return args, kwargs
 
+    def others_as(self, first: _Call) -> bool:
+        """Whether all but the outputs of the block before is what the first block got."""
+        return (
+            len(self.args) == len(first.args)
+            and self.kwargs.keys() == first.kwargs.keys()
+            and all(
+                isinstance(mine, _From) or mine is its
+                for mine, its in (
+                    *zip(self.args, first.args, strict=True),
+                    *((mine, first.kwargs[name]) for name, mine in self.kwargs.items()),
+                )
+            )
+        )
+
+    def with_others_of(self, first: _Call) -> _Call:
+        """This call for another batch, of which only the first block's call is known."""
+        args = (
+            mine if isinstance(mine, _From) else its
+            for mine, its in zip(self.args, first.args, strict=True)
+        )
+        kwargs = {
+            name: mine if isinstance(mine, _From) else first.kwargs[name]
+            for name, mine in self.kwargs.items()
+        }
+        return _Call(tuple(args), kwargs)
+
 
 _DONE = _Call((), {})
 
@@ -52,12 +78,22 @@ class Chain:
         self._outputs: list[Sequence[Any]] = []  # by batch
 
     def record(self, run: Callable[[int], None], batches: int) -> bool:
-        """Pass every batch through the model once; False where the blocks form no chain."""
+        """Pass every batch through the model once; False where the blocks form no chain.
+
+        Where the first batch shows that all blocks get the same objects beside the outputs of the
+        one before, the others go no further than the first block.
+        """
+        alike = False
         for i in range(batches):
-            recorder = _Recorder(self.blocks, whole=not i)
+            recorder = _Recorder(self.blocks, whole=not i, first_only=alike)
             if not recorder.run(lambda i=i: run(i)):  # type: ignore[misc]
                 return False
-            self._calls.append(recorder.calls)
+            first, *others = calls = recorder.calls
+            if alike:
+                calls = [first, *(call.with_others_of(first) for call in self._calls[0][1:])]
+            else:
+                alike = not i and all(call.others_as(first) for call in others)
+            self._calls.append(calls)
         self._outputs = [()] * batches
         return True
 
@@ -77,9 +113,9 @@ class _Recorder:
     The first pass is a whole one: a model may call a block again after the last one.
     """
 
-    def __init__(self, blocks: Sequence[nn.Module], whole: bool) -> None:
+    def __init__(self, blocks: Sequence[nn.Module], whole: bool, first_only: bool = False) -> None:
         self.calls: list[_Call] = []
-        self._blocks, self._whole = list(blocks), whole
+        self._blocks, self._whole, self._first_only = list(blocks), whole, first_only
         self._outputs: tuple[Any, ...] = ()
         self._earlier: list[weakref.ref[Tensor]] = []  # outputs of the blocks before the last
         self._broken = False
@@ -97,7 +133,8 @@ class _Recorder:
         finally:
             for handle in handles:
                 handle.remove()
-        return not self._broken and len(self.calls) == len(self._blocks)
+        wanted = 1 if self._first_only else len(self._blocks)
+        return not self._broken and len(self.calls) == wanted
 
     def _before(self, i: int) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -108,6 +145,8 @@ class _Recorder:
                 self._broken = True
                 raise PassEndedError
             self.calls.append(call)
+            if self._first_only:
+                raise PassEndedError
 
         return hook
 

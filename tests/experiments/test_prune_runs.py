@@ -147,8 +147,8 @@ def test_the_table_goes_on_where_it_stopped(place: Path, tmp_path: Path) -> None
              *settings]  # fmt: skip
     assert table.main([*given, "--allocations", "uniform", "depth"]) == 0
     rows = grid.read(results)
-    # Uniform has nothing to choose: 1 and 3 rows; depth 4 spreads, then 3 seeds with the best.
-    assert [row.split for row in rows].count("validation") == 5 and len(rows) == 11
+    # Uniform has nothing to choose: 1 and 3 rows; depth 3 spreads, then 3 seeds with the best.
+    assert [row.split for row in rows].count("validation") == 4 and len(rows) == 10
     best = min((r for r in rows if r.allocation == "depth" and r.split == "validation"),
                key=lambda r: r.perplexity)  # fmt: skip
     finals = [r for r in rows if r.allocation == "depth" and r.split == "test"]
@@ -172,28 +172,61 @@ def _row(key: grid.Key, perplexity: float) -> grid.Row:
     return grid.Row(**vars(key), perplexity=perplexity, **rest, **told)
 
 
+def _searched(cell: tuple[str, str, str, float], by_spread: dict[float, float]) -> list[grid.Row]:
+    """The validation rows of a cell, run in the order in which they are wanted."""
+    rows: list[grid.Row] = []
+    while todo := [k for k in grid.search(rows, *cell) if k not in {row.key for row in rows}]:
+        rows += [_row(key, by_spread[key.spread or 0]) for key in todo]
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("perplexities", "run", "best"),
+    [  # of the spreads 0.1, 0.2, 0.3, 0.5
+        ((20, 25, 30, 1), {0.1, 0.2, 0.3}, 0.1),
+        ((30, 25, 25, 1), {0.1, 0.2, 0.3}, 0.2),  # the smaller of equals
+        ((1, 30, 25, 40), {0.2, 0.3, 0.5}, 0.3),
+        ((1, 30, 25, 20), {0.2, 0.3, 0.5}, 0.5),
+    ],
+)
+def test_the_search_goes_on_at_the_side_of_the_better(
+    perplexities: tuple[float, ...], run: set[float], best: float
+) -> None:
+    cell = ("tiny", "wanda", "depth", 0.6)
+    rows = _searched(cell, dict(zip(sorted(grid.SPREADS), perplexities, strict=True)))
+    assert {row.spread for row in rows} == run
+    for method in ("wanda", "sparsegpt"):  # one search for both
+        found = grid.chosen(rows, "tiny", method, "depth", 0.6)
+        assert found is not None and found.spread == best
+    assert grid.chosen(rows[:-1], *cell) is None
+    assert grid.chosen(rows, "tiny", "magnitude", "depth", 0.6) is None
+
+
 def test_the_page_shows_what_was_run_and_names_what_was_not(tmp_path: Path) -> None:
     results = tmp_path / "results" / "pruning.csv"
     cell = ("tiny", "wanda", "depth", 0.6)
-    by_spread = dict(zip(grid.SPREADS, (30.0, 25.0, 25.0, 40.0), strict=True))
-    rows = [_row(key, by_spread[key.spread or 0]) for key in grid.search(*cell)]
+    rows = _searched(cell, {0.3: 30.0, 0.2: 25.0, 0.1: 26.0})
     best = grid.chosen(rows, *cell)
-    assert best is not None and best.spread == min(grid.SPREADS[1:3])  # the smaller of equals
-    assert grid.chosen(rows[1:], *cell) is None
-    rows += [_row(key, 20.0 * 1.1**key.seed) for key in grid.finals(best)]
-    uniform = grid.search("tiny", "wanda", "uniform", 0.6)
-    rows += [_row(uniform[0], 50.0)]
-    rows += [_row(key, 40.0 * 1.1**key.seed) for key in grid.finals(rows[-1])]
+    assert best is not None
+    rows += [_row(key, 20.0 * 1.1**key.seed) for key in grid.finals(best, "wanda")]
+    rows += _searched(("tiny", "wanda", "uniform", 0.6), {0: 50.0})
+    rows += [_row(key, 40.0 * 1.1**key.seed) for key in grid.finals(rows[-1], "wanda")]
+    # Magnitude draws nothing: one seed, but of what is shuffled.
+    rows += [_row(grid.Key("tiny", "magnitude", "uniform", 0.6, None, 0, "test"), 100.0)]
+    rows += [_row(grid.Key("tiny", "magnitude", "shuffled", 0.6, 0.2, seed, "test"), 200.0)
+             for seed in grid.SEEDS]  # fmt: skip
     for row in rows:
         grid.append(results, row)
     assert grid.read(results) == rows
     paths = report.write(results)
     assert [path.name for path in paths] == ["pruning.md", "pruning.png"]
     text = paths[0].read_text()
-    assert "5 of 300 rows on validation text were run, 6 of 252 on test text." in text
+    assert "4 of 152 rows on validation text were run, 10 of 204 on test text." in text
     # Half of uniform's, whatever the seed; 22 is the geometric mean of 20, 22 and 24.2.
-    assert f"| depth | not run | 22.0 ({best.spread:g}; -50.0%, -50.0 to -50.0) | not run" in text
+    assert "| depth | not run | 22.0 (0.2; -50.0%, -50.0 to -50.0) | not run" in text
     assert "| uniform | not run | 44.0 | not run | not run |" in text
+    assert "| uniform | not run | 100.0 | not run | not run |" in text
+    assert "| shuffled | not run | 200.0 (+100.0%, +100.0 to +100.0) | not run | not run |" in text
     assert "| farms | not run | not run | not run | not run | - |" in text
     assert paths[1].stat().st_size > 10_000
 

@@ -116,6 +116,15 @@ def test_each_block_is_fed_by_pruned_ones(make: Callable[[], nn.Module], method:
         torch.testing.assert_close(value, wanted[name], rtol=1e-4, atol=1e-6)
 
 
+def test_only_the_first_batch_runs_through_all_blocks_to_see_how_they_are_called() -> None:
+    model = llama()
+    calls: list[int] = []
+    last = model.model.layers[-1]  # type: ignore[union-attr, index]
+    last.register_forward_hook(lambda *_: calls.append(1))
+    prune(model, uniform(model, 0.5), Wanda(), batches(5))
+    assert len(calls) == 1 + 5  # how is it called; then the statistics
+
+
 @pytest.mark.parametrize("method", [Magnitude(), Wanda(), SparseGPT()])
 def test_a_pruned_model_is_saved_loaded_and_run(method: Any, tmp_path: Path) -> None:
     model = llama().train()
