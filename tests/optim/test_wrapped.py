@@ -179,6 +179,33 @@ def keeps_the_contract(kind: Kind, how: Any) -> None:
     assert trained(kind, how, save=True, fixed=FACTORS).equal(resumed)
 
 
+class Pulled(SAM):
+    """Uses the rate after the inner step, in a function inside of a method."""
+
+    def second_step(self) -> None:
+        super().second_step()
+        for rate in [group["lr"] for group in self.param_groups]:
+            for group in self.param_groups:
+                torch._foreach_mul_([p.data for p in group["params"]], 1 - 0.01 * rate)
+
+    def step(self, closure: Any = None) -> None:
+        super().step(closure)
+
+
+class Renamed(Pulled):
+    """All that it does is its parent's."""
+
+
+@pytest.mark.parametrize("cls", [Pulled, Renamed])
+def test_a_rate_outside_of_the_inner_step_is_found_wherever_it_stands(cls: Any) -> None:
+    model = net()
+    optimizer = cls(model.parameters(), AdamW, lr=0.01)
+    with pytest.raises(ValueError, match=f"{cls.__name__} uses the learning rate outside"):
+        StepHooks(optimizer, model)
+    assert len(optimizer.param_groups) == 1
+    StepHooks(SAM(model.parameters(), AdamW, lr=0.01), model)
+
+
 ELSEWHERE = {
     "AdamMini": Kind(
         lambda model, groups: library("pytorch_optimizer", "AdamMini")(model, lr=0.01), model=True
