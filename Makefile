@@ -10,7 +10,7 @@ OLDEST ?= .venv-oldest
 TEST_ENV := OMP_NUM_THREADS=1 WANDB_MODE=offline MPLBACKEND=Agg
 WORKERS ?= 2
 
-.PHONY: demo test test-fast test-oldest lint format bench wheel-test clean
+.PHONY: demo test test-fast test-oldest lint format docs bench wheel-test clean
 
 demo: $(STAMP)  ## a small ResNet on digits: uniform, TempBalance and FARMS over three seeds
 	$(BIN)/python -m experiments.quickstart
@@ -34,6 +34,9 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: $(STAMP)  ## the site, from docs/ and the docstrings, into docs/_build/html; warnings are errors
+	$(BIN)/python -m sphinx -q -W --keep-going docs docs/_build/html
+
 bench: $(STAMP)  ## every speed that is claimed, measured again: docs/benchmarks.md
 	$(BIN)/python -m benchmarks.all
 
@@ -55,4 +58,4 @@ $(OLDEST)/.installed: pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(OLDEST) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST) build dist docs/_build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
