@@ -35,7 +35,7 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 
 docs: $(STAMP)  ## the site, from docs/ and the docstrings, into docs/_build/html; warnings are errors
-	$(BIN)/python -m sphinx -q -W --keep-going docs docs/_build/html
+	$(BIN)/python -m sphinx -q -E -W --keep-going docs docs/_build/html
 
 bench: $(STAMP)  ## every speed that is claimed, measured again: docs/benchmarks.md
 	$(BIN)/python -m benchmarks.all
