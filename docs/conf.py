@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 from pathlib import Path
 from typing import Any
 
@@ -74,12 +75,20 @@ def linkcode_resolve(domain: str, info: dict[str, Any]) -> str | None:
     return f"{REPOSITORY}/blob/{BRANCH}/{place.as_posix()}#L{first}-L{first + len(lines) - 1}"
 
 
+def _seen_from_docs(link: re.Match[str]) -> str:
+    target = link[1]
+    if target.startswith("docs/"):
+        return f"]({target.removeprefix('docs/')})"
+    return f"]({REPOSITORY}/blob/{BRANCH}/{target})"
+
+
 def _contributing(app: Any, docname: str, source: list[str]) -> None:
     """The page on contributing is CONTRIBUTING.md of the repository's root, where there is one."""
-    if docname == "contributing" and (ROOT / "CONTRIBUTING.md").is_file():
-        source[0] = (
-            "```{include} ../CONTRIBUTING.md\n:relative-docs: docs/\n:relative-images:\n```\n"
-        )
+    path = ROOT / "CONTRIBUTING.md"
+    if docname == "contributing" and path.is_file():
+        app.env.note_dependency(str(path))
+        text = path.read_text(encoding="utf-8")
+        source[0] = re.sub(r"\]\((?![a-z]+:|#)(\S+?)\)", _seen_from_docs, text)
 
 
 def setup(app: Any) -> None:
