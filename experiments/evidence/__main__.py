@@ -23,15 +23,10 @@ from rich.console import Console
 
 from experiments import pool, rows
 from experiments.evidence.cells import CELLS, Cell
+from experiments.evidence.report import path_of
 from experiments.evidence.run import overrides, run
 from experiments.evidence.search import Row, missing
-
-RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results"
-
-
-def path_of(cell: Cell, folder: Path = RESULTS) -> Path:
-    """The file of a cell's rows."""
-    return folder / f"evidence_{cell.name}.csv"
+from experiments.study.files import RESULTS
 
 
 def fill(cell: Cell, jobs: int, folder: Path, console: Console) -> int:

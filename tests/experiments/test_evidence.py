@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from experiments import rows, sweep
 from experiments.evidence import __main__ as command
+from experiments.evidence import report
 from experiments.evidence.cells import CELLS, DECAY, RATE, Cell, Variant
 from experiments.evidence.run import overrides
 from experiments.evidence.search import Key, Row, missing, tune
@@ -126,3 +128,43 @@ def test_the_command_runs_what_is_missing_and_goes_on(
     assert command.main(arguments) == 0 and len(made) == len(set(made)) + 1
     assert command.main([*arguments, "--list"]) == 0
     assert "experiments.train" not in capsys.readouterr().err
+
+
+def test_the_page_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cell = dataclasses.replace(CELL, subset_of=0)
+    monkeypatch.setattr(
+        report, "CELLS", {"toy": cell, "other": dataclasses.replace(cell, name="o")}
+    )
+    assert report.write(tmp_path / "results") == []
+    test = {"uniform": (1.0, 2.0, 3.0), "method": (0.9, 1.9, 2.9), "decay": (1.0, 2.2, 2.9)}
+    path = report.path_of(cell, tmp_path / "results")
+    for one in searched(cell, 0.1, 0.01):
+        value = test[one.variant][one.seed] if one.seed < 1000 else 99.0
+        rows.append(path, dataclasses.replace(one, value=value))
+    page, picture = report.write(tmp_path / "results")
+    text = page.read_text()
+    # 0.1 of a mean of 2, alike for all seeds; 0 to rounding.
+    assert "| method | 0.1 | 0.01 | 3 | 1.9000 | -5.00 | -5.00 to -5.00 |" in text
+    assert "| decay | 0.1 | 0.01 | 3 | 2.0333 | +1.67 |" in text
+    assert "| uniform | 0.1 | 0.01 | 3 | 2.0000 |  |  |" in text
+    assert "Not finished" not in text and "Not run: `python -m experiments.evidence o`" in text
+    assert picture.stat().st_size > 5000
+    kept = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(kept[:-1]))
+    unfinished = report.write(tmp_path / "results")[0].read_text()
+    assert "**Not finished**: 1 more" in unfinished
+
+
+def test_subsets_count_as_one_pair_each() -> None:
+    cell = dataclasses.replace(CELL, subset_of=2, finals=(0, 1, 2, 3), mode="max")
+    done = searched(cell, 0.1, 0.01)
+    test = {0: 0.1, 1: -0.1, 2: 0.3, 3: 0.1}  # 0.0 and 0.2 by subset
+    done = [
+        dataclasses.replace(r, value=0.5 + test[r.seed] * (r.variant == "method"))
+        for r in done if r.seed < 1000
+    ] + [r for r in done if r.seed >= 1000]  # fmt: skip
+    line = {x.variant: x for x in report.own(cell, done)}["method"]
+    assert line.difference is not None and line.subsets is not None
+    assert (line.difference.n, line.subsets.n) == (4, 2)
+    assert line.difference.mean == pytest.approx(10.0) == line.subsets.mean
+    assert line.subsets.se == pytest.approx(10.0)
