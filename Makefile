@@ -10,7 +10,7 @@ OLDEST ?= .venv-oldest
 TEST_ENV := OMP_NUM_THREADS=1 WANDB_MODE=offline MPLBACKEND=Agg
 WORKERS ?= 2
 
-.PHONY: demo test test-fast test-oldest lint format bench wheel-test clean
+.PHONY: demo test test-fast test-oldest lint format bench release-check clean
 
 demo: $(STAMP)  ## a small ResNet on digits: uniform, TempBalance and FARMS over three seeds
 	$(BIN)/python -m experiments.quickstart
@@ -36,6 +36,10 @@ format: $(STAMP)
 
 bench: $(STAMP)  ## every speed that is claimed, measured again: docs/benchmarks.md
 	$(BIN)/python -m benchmarks.all
+
+# --beside-torch spares the download of torch, at the price of an environment that is not fresh.
+release-check: $(STAMP)  ## build sdist and wheel into dist/, check both, try the wheel alone
+	$(BIN)/python tests/wheel.py $(RELEASE_CHECK)
 
 # torch and torchvision together and plainly: a CPU-only torch may not fit torchvision.
 $(STAMP): pyproject.toml

@@ -128,7 +128,7 @@ def test_a_notebook_runs_and_is_kept_without_outputs(path: Path, elsewhere: Path
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert code and not any(cell.outputs or cell.execution_count for cell in code)
     resources = {"metadata": {"path": str(elsewhere)}}
-    NotebookClient(notebook, timeout=120, resources=resources).execute()  # raises where a cell does
+    NotebookClient(notebook, timeout=300, resources=resources).execute()  # raises where a cell does
     shown = [output for cell in code for output in cell.outputs if "data" in output]
     assert any("image/png" in output.data for output in shown)
     said = [o.text for cell in code for o in cell.outputs if o.get("name") == "stderr"]
