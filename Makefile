@@ -39,7 +39,7 @@ bench: $(STAMP)  ## every speed that is claimed, measured again: docs/benchmarks
 
 # --beside-torch spares the download of torch, at the price of an environment that is not fresh.
 release-check: $(STAMP)  ## build sdist and wheel into dist/, check both, try the wheel alone
-	$(BIN)/python tests/wheel.py $(RELEASE_CHECK)
+	$(BIN)/python tests/archives.py $(RELEASE_CHECK)
 
 # torch and torchvision together and plainly: a CPU-only torch may not fit torchvision.
 $(STAMP): pyproject.toml

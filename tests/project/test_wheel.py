@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import archives
 import pytest
-import wheel
 
 import tempbalance
 
 
 @pytest.mark.slow
 def test_wheel_needs_torch_and_numpy_alone(tmp_path: Path) -> None:
-    archives = wheel.build(tmp_path)
-    assert archives.wheel.name == f"tempbalance-{tempbalance.__version__}-py3-none-any.whl"
-    wheel.check_contents(archives)
-    wheel.check_alone(archives, tmp_path, beside_torch=True)
+    built = archives.build(tmp_path)
+    assert built.wheel.name == f"tempbalance-{tempbalance.__version__}-py3-none-any.whl"
+    archives.check_contents(built)
+    archives.check_alone(built, tmp_path, beside_torch=True)

@@ -1,7 +1,9 @@
 """The archives that a release consists of: built, looked into, and the wheel used alone.
 
-python tests/wheel.py                  # `make release-check`: torch comes from the index
-python tests/wheel.py --beside-torch   # with the torch and numpy that are installed already
+    python tests/archives.py                  # torch comes from the index
+    python tests/archives.py --beside-torch   # with the torch and numpy that are installed already
+
+`make release-check` is the first of them.
 """
 
 from __future__ import annotations
