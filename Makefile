@@ -12,7 +12,7 @@ WORKERS ?= 2
 
 .PHONY: demo test test-fast test-oldest lint format bench release-check clean
 
-demo: $(STAMP)  ## a small ResNet on digits: uniform, TempBalance and FARMS over three seeds
+demo: $(STAMP)  ## shape bias, a training with the one line, three methods over three seeds: one page
 	$(BIN)/python -m experiments.quickstart
 
 test: $(STAMP)  ## all tests
