@@ -54,7 +54,7 @@ $(STAMP): pyproject.toml
 
 # In an environment of its own. numpy below 2.3 is what torch 2.4 was built for; Lightning 2.4 takes
 # pkg_resources from setuptools, which has none from 81 on.
-$(OLDEST)/.installed: pyproject.toml
+$(OLDEST)/.installed: pyproject.toml Makefile
 	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
 	$(OLDEST)/bin/python -m pip install --quiet --upgrade pip
 	$(OLDEST)/bin/python -m pip install --quiet 'torch==2.4.*' 'numpy<2.3' \
