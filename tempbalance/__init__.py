@@ -14,6 +14,7 @@ from tempbalance.assign import (
     Frozen,
     LinearMap,
     Log2Share,
+    NullScore,
     PerBlock,
     PerType,
     Population,
@@ -26,6 +27,7 @@ from tempbalance.assign import (
 )
 from tempbalance.balance import Balancer, BalanceWarning
 from tempbalance.measure.measurement import LayerRecord, MeasurementError, Outcome
+from tempbalance.measure.null import NullAlpha, null_alpha
 from tempbalance.optim.decay import AlphaDecay
 from tempbalance.optim.hooks import StepHooks
 from tempbalance.optim.scheduler import TempBalanceLR
@@ -55,6 +57,8 @@ __all__ = [
     "LinearMap",
     "Log2Share",
     "MeasurementError",
+    "NullAlpha",
+    "NullScore",
     "Outcome",
     "PeakFit",
     "PerBlock",
@@ -73,5 +77,6 @@ __all__ = [
     "WholeMatrix",
     "analyze",
     "compare",
+    "null_alpha",
     "rank",
 ]

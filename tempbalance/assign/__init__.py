@@ -1,7 +1,8 @@
 """Assign: alphas in, positive multipliers out; pure.
 
-Imports words alone. A new formula goes into maps.py, a new control into controls.py, each a frozen
-object that keeps the contract of contract.py; one row in tests/schedules.py holds it to that.
+Imports words alone. A new formula of alphas goes into maps.py, one of what else is known of a layer
+into a file of its own (null_score.py), a new control into controls.py, each a frozen object that
+keeps the contract of contract.py; one row in tests/schedules.py holds it to that.
 """
 
 from tempbalance.assign.contract import Assignment as Assignment
@@ -25,3 +26,5 @@ from tempbalance.assign.maps import RankMap as RankMap
 from tempbalance.assign.maps import SigmoidMap as SigmoidMap
 from tempbalance.assign.maps import SqrtShare as SqrtShare
 from tempbalance.assign.maps import StandardSigmoid as StandardSigmoid
+from tempbalance.assign.null_score import NullScore as NullScore
+from tempbalance.assign.null_score import bounded as bounded
