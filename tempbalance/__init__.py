@@ -7,6 +7,7 @@ from tempbalance.analysis.ranking import Ranking, rank
 from tempbalance.analysis.report import Report
 from tempbalance.assign import (
     Averaged,
+    ByRole,
     Clipped,
     Constant,
     DepthDecay,
@@ -43,6 +44,7 @@ __all__ = [
     "BalanceWarning",
     "Balancer",
     "ByLayer",
+    "ByRole",
     "Clipped",
     "Comparison",
     "Constant",

@@ -10,6 +10,7 @@ from tempbalance.assign.contract import Population as Population
 from tempbalance.assign.contract import check_assignment as check_assignment
 from tempbalance.assign.contract import normalized as normalized
 from tempbalance.assign.controls import Averaged as Averaged
+from tempbalance.assign.controls import ByRole as ByRole
 from tempbalance.assign.controls import Clipped as Clipped
 from tempbalance.assign.controls import Constant as Constant
 from tempbalance.assign.controls import Frozen as Frozen
@@ -20,6 +21,7 @@ from tempbalance.assign.controls import Shuffled as Shuffled
 from tempbalance.assign.depth import DepthDecay as DepthDecay
 from tempbalance.assign.depth import DepthLinear as DepthLinear
 from tempbalance.assign.depth import block_of as block_of
+from tempbalance.assign.depth import role_of as role_of
 from tempbalance.assign.maps import LinearMap as LinearMap
 from tempbalance.assign.maps import Log2Share as Log2Share
 from tempbalance.assign.maps import RankMap as RankMap

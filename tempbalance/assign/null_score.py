@@ -27,14 +27,13 @@ class NullScore:
     variance (unbiased) and mean being those of the layers of one type, the mean over parameters:
     so the geometric mean of m over the parameters of a type is 1. Were all layers of a type
     random, Var z would be 1 and k, the share of the variance that chance does not explain, 0. A
-    type with a single layer gets 1: types are not compared.
+    type with a single layer gets 1: types are not compared. A type is the class of the module; in
+    a transformer, where all are one, ``ByRole(NullScore())`` takes the role in the block.
 
     Args:
         c: log of the multiplier for a unit of z; below 0 the roles are exchanged, exactly.
         bounds: least and largest multiplier; ``None`` for none. Where they bind, the logs of the
             type are shifted together so that the geometric mean stays 1.
-        by_role: compare layers of one role, the last part of the name that is no number
-            (``q_proj``), in place of the class of the module, which is one for a whole transformer.
 
     Raises:
         ValueError: if c is not finite or 0, bounds do not hold 1 between them, or when called
@@ -45,7 +44,6 @@ class NullScore:
 
     c: float = 0.1
     bounds: tuple[float, float] | None = (0.5, 2.0)
-    by_role: bool = False
     uses_alphas = True
     once = False
 
@@ -65,17 +63,9 @@ class NullScore:
         for i, null in enumerate(layers.null(self)):
             if voting[i] and null is not None and null[1] > 0:
                 scores[i] = (values[i] - null[0]) / null[1]
-        for places in self._groups(layers, torch.isfinite(scores)):
+        for places in _types(layers, torch.isfinite(scores)):
             out[places] = self._within(scores[places], layers.weights[places])
         return out
-
-    def _groups(self, layers: Population, among: Tensor) -> list[list[int]]:
-        of = [role_of(name) for name in layers.named(self)] if self.by_role else layers.kinds
-        groups: dict[str, list[int]] = {}
-        for i, takes_part in enumerate(among.tolist()):
-            if takes_part:
-                groups.setdefault(of[i], []).append(i)
-        return [places for places in groups.values() if len(places) > 1]
 
     def _within(self, z: Tensor, weights: Tensor) -> Tensor:
         variance = float(z.var())
@@ -83,6 +73,15 @@ class NullScore:
             return torch.ones_like(z)
         logs = self.c * (1 - 1 / variance) * z
         return bounded(logs, weights, self.bounds).exp()
+
+
+def _types(layers: Population, among: Tensor) -> list[list[int]]:
+    """Places of the layers of each type that has two or more ``among`` (L,) them."""
+    types: dict[str, list[int]] = {}
+    for i, takes_part in enumerate(among.tolist()):
+        if takes_part:
+            types.setdefault(layers[i], []).append(i)
+    return [places for places in types.values() if len(places) > 1]
 
 
 def bounded(logs: Tensor, weights: Tensor, bounds: tuple[float, float] | None) -> Tensor:
@@ -118,13 +117,3 @@ def checked_bounds(owner: object, bounds: Sequence[float] | None) -> tuple[float
             f"between them, such as (0.5, 2.0); got {bounds!r}"
         )
     return pair
-
-
-def role_of(name: str) -> str:
-    """What a layer does in its block: the last part of its name that is no number.
-
-    >>> role_of("model.layers.3.self_attn.q_proj"), role_of("features.0")
-    ('q_proj', 'features')
-    """
-    parts = [part for part in name.split(".") if not part.isdigit()]
-    return parts[-1] if parts else name

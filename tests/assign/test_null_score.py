@@ -53,14 +53,21 @@ def test_hand_worked() -> None:
     assert turned == pytest.approx([1 / m for m in got], rel=1e-12)
 
 
-def test_a_role_in_place_of_the_module_class() -> None:
+def test_a_role_in_place_of_the_class() -> None:
     names = ("h.0.q_proj", "h.1.q_proj", "h.0.up", "h.1.up", "head")
     layers = tb.Population(("Linear",) * 5, None, names, lambda: [(2.0, 0.1)] * 5)
-    got = tb.NullScore(0.01, bounds=None, by_role=True)([2.2, 2.6, 3.0, 3.1, 9.0], layers).tolist()
-    assert got == pytest.approx(
-        [*twin([2.0, 6.0], [1, 1], 0.01), *twin([10.0, 11.0], [1, 1], 0.01), 1.0]
-    )
-    assert got[2:] == [1.0] * 3  # a variance of 1/2, and alone
+    assign = tb.ByRole(tb.NullScore(0.01, bounds=None))
+    alphas = [2.2, 2.6, 3.0, 3.1, 9.0]
+    got = assign(alphas, layers).tolist()
+    assert got == pytest.approx([*twin([2.0, 6.0], [1, 1], 0.01), 1.0, 1.0, 1.0])
+    # (1 is the share of q_proj alone: up has a variance of 1/2, and head is alone.)
+    swapped = tb.ByRole(tb.Shuffled(tb.LinearMap(), seed=0, within_type=True))(alphas, layers)
+    plain = tb.LinearMap()(alphas).tolist()
+    for pair in (slice(0, 2), slice(2, 4), slice(4, 5)):
+        assert sorted(swapped.tolist()[pair]) == sorted(plain[pair])
+    assert assign.uses_alphas and not assign.once and tb.ByRole(tb.Frozen(tb.LinearMap())).once
+    with pytest.raises(ValueError, match="ByRole needs the names"):
+        assign(alphas, ["Linear"] * 5)
 
 
 layers_of = st.lists(
