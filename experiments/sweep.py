@@ -128,6 +128,7 @@ def choose(condition: bool, yes: Any, no: Any) -> Any:
 for _resolver in (run_label, at_share, by_method, part, times, either, with_decay, choose):
     OmegaConf.register_new_resolver(_resolver.__name__, _resolver, replace=True)
 OmegaConf.register_new_resolver("is_zero", lambda value: not value, replace=True)
+OmegaConf.register_new_resolver("minus", lambda value: -value, replace=True)
 
 
 def compose(overrides: Sequence[str], folder: Path | None = None) -> DictConfig:

@@ -7,6 +7,7 @@ from tempbalance.analysis.ranking import Ranking, rank
 from tempbalance.analysis.report import Report
 from tempbalance.assign import (
     Averaged,
+    ByRole,
     Clipped,
     Constant,
     DepthDecay,
@@ -14,6 +15,7 @@ from tempbalance.assign import (
     Frozen,
     LinearMap,
     Log2Share,
+    NullScore,
     PerBlock,
     PerType,
     Population,
@@ -26,6 +28,7 @@ from tempbalance.assign import (
 )
 from tempbalance.balance import Balancer, BalanceWarning
 from tempbalance.measure.measurement import LayerRecord, MeasurementError, Outcome
+from tempbalance.measure.null import NullAlpha, null_alpha
 from tempbalance.optim.decay import AlphaDecay
 from tempbalance.optim.hooks import StepHooks
 from tempbalance.optim.scheduler import TempBalanceLR
@@ -41,6 +44,7 @@ __all__ = [
     "BalanceWarning",
     "Balancer",
     "ByLayer",
+    "ByRole",
     "Clipped",
     "Comparison",
     "Constant",
@@ -55,6 +59,8 @@ __all__ = [
     "LinearMap",
     "Log2Share",
     "MeasurementError",
+    "NullAlpha",
+    "NullScore",
     "Outcome",
     "PeakFit",
     "PerBlock",
@@ -73,5 +79,6 @@ __all__ = [
     "WholeMatrix",
     "analyze",
     "compare",
+    "null_alpha",
     "rank",
 ]

@@ -7,12 +7,10 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tempbalance.analysis.null import Null, null_alphas
 from tempbalance.analysis.report import Report
+from tempbalance.measure.null import NullAlpha, null_alphas
 from tempbalance.words import some
 
-# Random matrices a shape for the noise: its own relative error is then about a quarter.
-_DRAWS = 10
 # Layers that moved by more units than this are named.
 _MOVED = 3.0
 
@@ -90,11 +88,9 @@ def compare(a: Report, b: Report, *, progress: Callable[[float], None] | None = 
         raise ValueError("the two reports were measured in different ways: give both one method")
     second = {layer.name: layer for layer in b}
     common = [x for x in a.measured if x.name in second and second[x.name].outcome.measured]
-    null: dict[str, Null] = {}
+    null: dict[str, NullAlpha] = {}
     if a.method is not None:
-        null = null_alphas(
-            common, a.method, draws=_DRAWS, complex_=a.complex_layers, progress=progress
-        )
+        null = null_alphas(common, a.method, complex_=a.complex_layers, progress=progress)
     first = {layer.name: layer for layer in a}
     rows = []
     for name in dict.fromkeys([*first, *second]):

@@ -9,12 +9,12 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tempbalance.analysis.null import null_alphas
 from tempbalance.analysis.page import fragment, page
 from tempbalance.analysis.text import guessed, left_out, number, outcomes, table
 from tempbalance.layers import Skipped
 from tempbalance.measure.measurement import LayerRecord
 from tempbalance.measure.method import Method
+from tempbalance.measure.null import null_alphas
 from tempbalance.words import some
 
 if TYPE_CHECKING:
@@ -127,10 +127,10 @@ class Report:
         return frame.convert_dtypes()
 
     def level(self) -> dict[str, float]:
-        """By layer, alpha of a random matrix of its shape, measured the same way (two draws)."""
+        """By layer, mean alpha of random matrices of its shape, measured the same way."""
         if self.method is None:
             return {}
-        null = null_alphas(self.layers, self.method, draws=2, complex_=self.complex_layers)
+        null = null_alphas(self.measured, self.method, fewest=2, complex_=self.complex_layers)
         return {name: each.mean for name, each in null.items()}
 
     def plot(self, path: str | PathLike[str] | None = None, *, layer: str | None = None) -> Figure:

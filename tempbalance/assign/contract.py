@@ -14,8 +14,9 @@ Assignments that look at no alpha (``uses_alphas`` is False) give every layer it
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol, overload, runtime_checkable
 
 import torch
@@ -24,6 +25,8 @@ from torch import Tensor
 from tempbalance.words import check_kind
 
 Alphas = Tensor | Sequence[float]
+# Mean and standard deviation of alpha of a random matrix in each layer's place; None without one.
+Nulls = Sequence[tuple[float, float] | None]
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,8 @@ class Population(Sequence[str]):
         kinds: the name of each module's class (L,).
         sizes: real numbers in each weight (L,); ``None`` counts every layer alike.
         names: the name of each layer in the model (L,).
+        nulls: gives what random matrices in the layers' places read (L,), mean and standard
+            deviation of alpha. A function, because it is simulated, for those that ask.
 
     Raises:
         ValueError: if they are not of one length.
@@ -45,15 +50,16 @@ class Population(Sequence[str]):
     kinds: tuple[str, ...]
     sizes: tuple[int, ...] | None = None
     names: tuple[str, ...] | None = None
+    nulls: Callable[[], Nulls] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
-        for field in ("kinds", "sizes", "names"):
-            values = getattr(self, field)
+        for known in ("kinds", "sizes", "names"):
+            values = getattr(self, known)
             if values is not None:
-                object.__setattr__(self, field, tuple(values))
+                object.__setattr__(self, known, tuple(values))
                 if len(values) != len(self.kinds):
                     raise ValueError(
-                        f"Population: {len(values)} {field} for {len(self.kinds)} types of layers"
+                        f"Population: {len(values)} {known} for {len(self.kinds)} types of layers"
                     )
 
     @classmethod
@@ -87,6 +93,7 @@ class Population(Sequence[str]):
             tuple(self.kinds[i] for i in places),
             None if self.sizes is None else tuple(self.sizes[i] for i in places),
             None if self.names is None else tuple(self.names[i] for i in places),
+            None if self.nulls is None else partial(_some, self.nulls, tuple(places)),
         )
 
     @property
@@ -106,6 +113,25 @@ class Population(Sequence[str]):
                 "Population(kinds, names=[...])"
             )
         return self.names
+
+    def null(self, asking: object) -> Nulls:
+        """What random matrices in the layers' places read (L,).
+
+        Raises:
+            ValueError: if it is not known, naming the assignment that asks for it.
+        """
+        if self.nulls is None:
+            raise ValueError(
+                f"{type(asking).__name__} needs what random matrices of the layers' shapes read: "
+                "call it with Population(kinds, nulls=lambda: [(mean, std), ...]), as "
+                "tempbalance.null_alpha gives them"
+            )
+        return self.nulls()
+
+
+def _some(nulls: Callable[[], Nulls], places: Sequence[int]) -> Nulls:
+    every = nulls()
+    return [every[i] for i in places]
 
 
 @runtime_checkable

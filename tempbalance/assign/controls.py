@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from tempbalance.assign.contract import (
     valid,
     vector,
 )
-from tempbalance.assign.depth import block_of
+from tempbalance.assign.depth import block_of, role_of
 
 
 @dataclass(frozen=True)
@@ -180,6 +180,24 @@ def _groups(
         )
     types = dict.fromkeys(kinds[i] for i in places)
     return [[i for i in places if kinds[i] == kind] for kind in types]
+
+
+@dataclass(frozen=True)
+class ByRole(_Around):
+    """The map is told each layer's role in place of the class of its module.
+
+    The role is the last part of the name that is no number (``q_proj`` of ``h.3.attn.q_proj``). In
+    a transformer all layers are of one class; by their roles ``NullScore``, ``PerType`` and what
+    has ``within_type`` tell them apart: ``ByRole(Shuffled(LinearMap(), within_type=True))``.
+
+    Raises:
+        ValueError: when called without the names of the layers.
+    """
+
+    def __call__(self, alphas: Alphas, kinds: Sequence[str] | None = None) -> Tensor:
+        layers = Population.of(kinds, len(vector(alphas)))
+        roles = tuple(role_of(name) for name in layers.named(self))
+        return self.map(alphas, replace(layers, kinds=roles))
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,16 @@ def _numbered(part: str) -> bool:
     return re.fullmatch(r"(.*_)?\d+", part) is not None
 
 
+def role_of(name: str) -> str:
+    """What a layer does in its block: the last part of its name that is no number.
+
+    >>> role_of("model.layers.3.self_attn.q_proj"), role_of("features.0")
+    ('q_proj', 'features')
+    """
+    parts = [part for part in name.split(".") if not part.isdigit()]
+    return parts[-1] if parts else name
+
+
 def heights(names: Sequence[str]) -> list[int]:
     """How many blocks lie above each layer, from its name; layers in definition order.
 

@@ -93,7 +93,9 @@ class Balancer(Tracker):
         """The multipliers that the alphas known now make."""
         o = self.options
         active = self._trainable()
-        known = multipliers(self.layers, active, self._alphas, o.assign, o.unit, o.normalize)
+        known = multipliers(
+            self.layers, active, self._alphas, o.assign, o.unit, o.normalize, self._method
+        )
         return {**known, **self.fixed}
 
     def _warn_of_little(self) -> None:

@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 import tempbalance as tb
-from tempbalance.analysis.null import null_alphas
 
 
 def random_net(seed: int) -> nn.Module:
@@ -48,15 +47,13 @@ def test_a_layer_that_moved_is_named() -> None:
     json.dumps(result.to_dict(), allow_nan=False)
 
 
-def test_the_null_is_that_of_the_shape() -> None:
-    """A square Gaussian matrix of 20 reads 2.26 +- 0.16 with the plain fit."""
-    report = tb.analyze(nn.Linear(20, 20), windows=tb.WholeMatrix())
-    assert report.method is not None
-    (null,) = null_alphas(report.layers, report.method, draws=400).values()
-    assert null.mean == pytest.approx(2.26, abs=0.03)
-    assert null.std == pytest.approx(0.16, abs=0.02)
-    one = null_alphas(report.layers, report.method, draws=1)
-    assert next(iter(one.values())).std == 0.0
+def test_the_unit_is_the_noise_of_two_random_matrices() -> None:
+    net = random_net(0)
+    result = tb.compare(tb.analyze(net), tb.analyze(random_net(1)))
+    for layer in result.layers:
+        null = tb.null_alpha(layer.shape)
+        assert layer.random == null.mean
+        assert layer.noise == pytest.approx(null.std * 2**0.5)
 
 
 def test_reports_of_different_methods_do_not_compare() -> None:

@@ -42,6 +42,9 @@ def test_the_published_experiments_and_the_controls_are_there() -> None:
     controls = {"shuffled", "reversed", "constant", "frozen", "pertype", "type_unit"}
     controls |= {"level", "shuffled_type", "pertype_measured", "depth", "llrd"}
     methods = {"tb", "farms", "tb_sigmoid", "farms_sigmoid", "llr", "tb_sigmoid_block"}
+    methods |= {"nullscore", "progress"}
+    controls |= {f"nullscore_{name}" for name in ("shuffled", "reversed", "frozen")}
+    controls |= {"equal_updates", "progress_reversed"}
     assert set(METHODS) >= {"none", *methods, *controls}
 
 
@@ -82,7 +85,10 @@ def test_balance_builds_its_strategies(experiment: str, balance: str, tmp_path: 
     assert instantiate(cfg.balance.windows).grid(30, 20).height > 0
     assign = callback.options["assign"]
     layers = tempbalance.Population(
-        ("Conv2d", "Conv2d", "SpectralConv", "Linear"), (9, 9, 50, 10), ("b.0.x", "b.1.x", "s", "l")
+        ("Conv2d", "Conv2d", "SpectralConv", "Linear"),
+        (9, 9, 50, 10),
+        ("b.0.x", "b.1.x", "s", "l"),
+        lambda: [(2.1, 0.1)] * 4,
     )
     multipliers = assign([2.0, 3.0, 4.0, math.nan], layers)
     assert multipliers.shape == (4,)
@@ -266,7 +272,7 @@ def test_every_experiment_runs_a_step(experiment: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("balance", [name for name in METHODS if name not in LANGUAGE])
 def test_every_method_runs_a_step(balance: str, tmp_path: Path) -> None:
-    epochs = 2 if balance == "frozen" else 1  # measured first after a third of training
+    epochs = 2 if balance.endswith("frozen") else 1  # measured first after a third of training
     overrides = ("experiment=quickstart", f"balance={balance}", f"trainer.max_epochs={epochs}")
     result = train(substitute(composed(tmp_path, *overrides)))
     assert result["method"] == balance

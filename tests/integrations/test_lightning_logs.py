@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import logging
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from tempbalance import BalanceWarning
 from tempbalance.integrations import lightning_logs
 from tempbalance.integrations.lightning import TempBalanceCallback
 from tempbalance.measure import twins as marks
-from tempbalance.measure.twins import random_twin
+from tempbalance.measure.null import null_alphas
 from tempbalance.runs.read import read_run
 
 CSVLogger, ModelCheckpoint = pl.loggers.CSVLogger, pl.callbacks.ModelCheckpoint
@@ -220,13 +219,12 @@ def test_theory_warnings(tmp_path: Path, caplog: Any) -> None:
 def test_a_mark_that_cannot_be_measured_ends_no_fit(
     tmp_path: Path, caplog: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def no_room() -> Any:
-        raise torch.OutOfMemoryError("no room")
+    def without_room(layers: Any, *args: Any, **options: Any) -> Any:
+        if any(layer.name == "net.3" for layer in layers):
+            raise torch.OutOfMemoryError("no room")
+        return null_alphas(layers, *args, **options)
 
-    def twin(layer: Any) -> Any:
-        return replace(layer, _read=no_room) if layer.name == "net.3" else random_twin(layer)
-
-    monkeypatch.setattr(marks, "random_twin", twin)
+    monkeypatch.setattr(marks, "null_alphas", without_room)
     t = trainer(tmp_path, TempBalanceCallback(), epochs=2)
     t.fit(marked(7), loader())
     assert t.state.finished

@@ -100,6 +100,7 @@ CONTROLS: dict[str, Assignment] = {
     "depth_decay": tb.DepthDecay(0.5),
     "depth_linear": tb.DepthLinear(),
     "per_block": tb.PerBlock(tb.LinearMap(), across=tb.SigmoidMap()),
+    "null_score": tb.ByRole(tb.NullScore(0.02)),
     "standard_sigmoid": tb.StandardSigmoid(),
     "clipped_level": tb.Clipped(tb.Averaged(tb.LinearMap())),
 }
