@@ -43,14 +43,18 @@ p.sum{font-size:1.05rem;margin:.1rem 0}li{margin:.15rem 0}svg{max-width:100%;hei
 _TABLE_STYLE = """
 .tb-wrap{overflow-x:auto}table.tb{border-collapse:collapse;font:13px/1.35 system-ui,sans-serif;
 color:#1c1c1c;background:#fff}
-table.tb th,table.tb td{padding:.28rem .5rem;text-align:right;white-space:nowrap;
+table.tb th,table.tb td{padding:.28rem .4rem;text-align:right;white-space:nowrap;
 border-bottom:1px solid #e4e4e4}table.tb .t{text-align:left}
-table.tb td.n{font-family:ui-monospace,monospace;text-align:left}
-table.tb thead th{cursor:pointer;background:#f3f5f7;position:sticky;top:0;user-select:none}
+table.tb td.n{font:12px/1.35 ui-monospace,monospace;text-align:left}
+table.tb thead th{cursor:pointer;background:#f3f5f7;white-space:normal;vertical-align:bottom;
+user-select:none}
+table.tb tr>:first-child{position:sticky;left:0;background:#fff}
+table.tb thead tr>:first-child{background:#f3f5f7}
+@media(max-width:800px){table.tb td.n{white-space:normal;overflow-wrap:anywhere;min-width:34vw}}
 table.tb thead th::after{content:"\\2195";color:#b5b5b5;margin-left:.3em}
 table.tb thead th[aria-sort=ascending]::after{content:"\\2191";color:#1c1c1c}
 table.tb thead th[aria-sort=descending]::after{content:"\\2193";color:#1c1c1c}
-table.tb tbody tr:hover{background:#eef5fb}table.tb tr.bad td{color:#9a4b00}
+table.tb tbody tr:hover>*{background:#eef5fb}table.tb tr.bad td{color:#9a4b00}
 """
 # Numbers sort as numbers and layers in definition order (data-i); cells without a number go last.
 _SCRIPT = """
