@@ -22,7 +22,7 @@ def test_eigenvalues_are_squared_singular_values(shape: tuple[int, int, int]) ->
     )
 
 
-def test_a_matrix_that_does_not_converge_is_nan_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_numpy_cannot_solve_the_other_one_does(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(_: object) -> None:
         raise np.linalg.LinAlgError
 
