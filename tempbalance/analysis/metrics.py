@@ -21,9 +21,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from tempbalance.analysis.lapack import numpy_alone
 from tempbalance.analysis.released_bulk import fit_bulk, random_columns
 from tempbalance.measure.measurement import DEFAULT_BUDGET
-from tempbalance.spectra.lapack import numpy_alone
 from tempbalance.spectra.powerlaw import KSFit
 from tempbalance.spectra.scale import unit_scales
 from tempbalance.spectra.spectrum import Task, spectra_float64

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from tempbalance.analysis.lapack import eigenvalues, numpy_alone
 from tempbalance.spectra import gram
-from tempbalance.spectra.lapack import eigenvalues, numpy_alone
 
 
 @pytest.mark.parametrize("shape", [(3, 40, 30), (2, 30, 40), (5, 3, 200)])
