@@ -14,6 +14,7 @@ from tempbalance.balance.options import Given, GivenRest, check_names, with_opti
 from tempbalance.layers import Host, without_norms
 from tempbalance.optim.balanced import Balanced, Clock
 from tempbalance.optim.checks import check_decay
+from tempbalance.optim.claims import check_one_decay
 from tempbalance.optim.follow import built_on
 from tempbalance.optim.wrapped import innermost
 
@@ -29,7 +30,7 @@ class AlphaDecay(Balanced):
     A light tail (a large alpha) gets more decay. Construct it after optimizer and schedule, and
     call :meth:`step` after every step of the optimizer (as with a schedule stepped every batch).
     It splits the optimizer's param groups, a group a layer, in place, and from then on keeps, in
-    every group, base decay x multiplier; rates are left alone.
+    every group, base decay x multiplier; rates are left alone::
 
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1)
         cosine = CosineAnnealingLR(optimizer, T_max=10_000)
@@ -58,8 +59,9 @@ class AlphaDecay(Balanced):
         options: see :class:`~tempbalance.balance.options.Options`.
 
     Raises:
-        ValueError: if the optimizer is not this model's, has no weight decay anywhere, no layer
-            can be measured, or an option is out of range.
+        ValueError: if the optimizer is not this model's, has no weight decay anywhere, or one that
+            ``keep_decay`` of another object writes, no layer can be measured, or an option is out
+            of range.
         TypeError: if an argument is not what it should be.
 
     To resume, load the states of model, optimizer and this object, the model first.
@@ -82,6 +84,7 @@ class AlphaDecay(Balanced):
         check_names(type(self), options)
         optimizer = innermost(optimizer)
         check_decay(optimizer)
+        check_one_decay(optimizer, keeps=False)
         torchs = [s for s in built_on(optimizer) if isinstance(s, LRScheduler)]
         schedules = [s for s in torchs if not isinstance(s, Balanced)]
         given: Given = {**options, "assign": assign, "every": every}
