@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 
 Work = Callable[[], object]
+Clock = Callable[[Work, torch.device], float]
 
 
 def seconds(work: Work, device: torch.device) -> float:
@@ -37,11 +38,18 @@ def wall_seconds(work: Work, device: torch.device) -> float:
     return time.perf_counter() - start
 
 
+def cpu_seconds(work: Work, device: torch.device) -> float:
+    """Seconds of this process on a CPU, all its threads together: what neighbours hardly touch."""
+    start = time.process_time()
+    work()
+    return time.process_time() - start
+
+
 def compare(
     works: Mapping[str, Work],
     repeats: int,
     device: torch.device,
-    clock: Callable[[Work, torch.device], float] = seconds,
+    clock: Clock = seconds,
     warm_up: bool = True,
 ) -> dict[str, list[float]]:
     """Seconds of each, ``repeats`` times in turn, the order reversed each time."""

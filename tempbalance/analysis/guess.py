@@ -35,6 +35,9 @@ _LOW_RANK = re.compile(r"(^|[._])lora_|(^|[._])(ada|lo)_[ab]([._]|$)", re.I)
 _FUSED = re.compile(r"(^|_)(qkv|c_attn|qkv_proj|proj_qkv|in_proj_qkv)$|Wqkv$")
 _INTERLEAVED = re.compile(r"query_key_value$")  # head by head: no three blocks of rows
 _EXPERTS = re.compile(r"expert|_exps(\.|$)|(^|[._])moe([._]|$)", re.I)
+# Sides of a matrix that is likely one of a stack: few kernels are so long, and hardly any of an
+# even length that is longer than there are outputs.
+_LONGEST_KERNEL = 16
 _NORM = re.compile(r"norm|(^|[._])(ln|bn|gn)(_?\w{0,5})?$", re.I)
 _GATES = {4: nn.LSTM, 3: nn.GRU, 1: nn.RNN}
 _CONVS = {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}
@@ -114,12 +117,15 @@ class _Guesser:
         self.shared: dict[object, nn.Parameter] = {}
         self.guessed: dict[str, list[str]] = {}
         self.channels = 0  # outputs of the convolution before
+        self.stacks: dict[str, set[tuple[int, ...]]] = {}  # shapes of three dimensions by parent
 
     def guess(self, checkpoint: Checkpoint) -> Guess:
         modules: dict[str, dict[str, Stored]] = {}
         for name, stored in derived(checkpoint.tensors).items():
             path, _, local = name.rpartition(".")
             modules.setdefault(path, {})[local] = stored
+            if local == "weight" and len(stored.shape) == 3:
+                self.stacks.setdefault(path.rpartition(".")[0], set()).add(stored.shape)
         root = nn.Module()
         for path, own in modules.items():
             module = self._module(path, own)
@@ -162,7 +168,7 @@ class _Guesser:
             return self._unknown(path, own)
         if len(shape) == 2:
             return self._matrix(path, last, shape, own)
-        if len(shape) == 3 and _EXPERTS.search(path):
+        if len(shape) == 3 and self._is_stack(path, own):
             return self._unknown(path, own)
         if len(shape) in _CONVS:
             return self._convolution(path, shape, own)
@@ -192,6 +198,23 @@ class _Guesser:
         self.channels = outputs
         return _CONVS[len(shape)](inputs * groups, outputs, size, groups=groups, device="meta")  # type: ignore
 
+    def _is_stack(self, path: str, own: _Own) -> bool:
+        """Whether (E, out, in) holds a matrix an expert, and is no convolution (out, in, kernel).
+
+        Told by the name; a bias for each expert; a weight beside it that leads back, (E, in, out);
+        or by sides that are longer than a kernel, both more than there are experts.
+        """
+        count, *sides = own["weight"].shape
+        bias = own.get("bias")
+        if _EXPERTS.search(path):
+            return True
+        if bias is not None:
+            return len(bias.shape) == 2 and bias.shape[0] == count
+        beside = self.stacks.get(path.rpartition(".")[0], set())
+        if sides[0] != sides[1] and (count, *reversed(sides)) in beside:
+            return True
+        return 1 < count < min(sides) and min(sides) >= _LONGEST_KERNEL and sides[1] % 2 == 0
+
     def _unknown(self, path: str, own: _Own) -> nn.Module:
         """A module of no known type, whose weights are measured as their shapes suggest."""
         kind = Matrices
@@ -205,11 +228,15 @@ class _Guesser:
                 reasons[local] = "quantized, with scales beside it: analyze the float model"
             elif wide and local != "weight" and _LOOSE_TABLE.search(local):
                 reasons[local] = "a table of vectors, by its name"
+            elif wide and local.endswith("bias"):
+                reasons[local] = "biases, a vector for each matrix of a stack"
             elif not (stored.dtype.is_floating_point or stored.dtype.is_complex):
                 continue  # the reason will be that it is quantized
             elif stored.dtype.is_complex:
                 kind = SpectralConv
-            elif len(stored.shape) == 3 and _EXPERTS.search(full):
+            elif len(stored.shape) == 3 and (
+                _EXPERTS.search(full) or (local == "weight" and self._is_stack(path, own))
+            ):
                 kind = Experts
                 self._note("taken for stacks of experts", full)
             elif wide and local != "weight":

@@ -21,6 +21,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from tempbalance.analysis.lapack import numpy_alone
 from tempbalance.analysis.released_bulk import fit_bulk, random_columns
 from tempbalance.measure.measurement import DEFAULT_BUDGET
 from tempbalance.spectra.powerlaw import KSFit
@@ -89,13 +90,14 @@ def details(
     kept = [(i, layer) for i, layer in enumerate(layers) if _is_read(layer)]
     generator = np.random.RandomState(seed)
     rows = []
-    for (i, layer), spectrum in zip(kept, _spectra([x for _, x in kept], budget), strict=True):
+    for (i, layer), found in zip(kept, _spectra([x for _, x in kept], budget), strict=True):
         if progress is not None:
             progress(1 / len(kept))
-        if spectrum is None:
+        if found is None:
             logger.warning("layer %r is complex or not finite: it has no row", layer.name)
             continue
-        row = _row(layer, spectrum, i if ids is None else ids.get(layer.name, i))
+        spectrum, law = found
+        row = _row(layer, spectrum, law, i if ids is None else ids.get(layer.name, i))
         n, m = max(layer.shape[1:]), min(layer.shape[1:])
         if mp_fit:
             row |= asdict(fit_bulk(spectrum.eigenvalues, n, m))
@@ -190,8 +192,8 @@ def _factor(layer: Weight) -> float:
 
 
 @torch.no_grad()
-def _spectra(layers: Sequence[Weight], budget: int) -> Iterator[_Spectrum | None]:
-    """In order; as many layers together as hold a quarter of the budget."""
+def _spectra(layers: Sequence[Weight], budget: int) -> Iterator[tuple[_Spectrum, Row] | None]:
+    """With their fits, in order; as many layers together as hold a quarter of the budget."""
     batch: list[Weight] = []
     entries = 0
     for layer in layers:
@@ -204,19 +206,24 @@ def _spectra(layers: Sequence[Weight], budget: int) -> Iterator[_Spectrum | None
         yield from _together(batch, budget)
 
 
-def _together(layers: Sequence[Weight], budget: int) -> Iterator[_Spectrum | None]:
+def _together(layers: Sequence[Weight], budget: int) -> Iterator[tuple[_Spectrum, Row] | None]:
     weights = [_usual(layer) for layer in layers]
     scales = unit_scales(weights)
-    tasks = []
-    for layer, weight, scale in zip(layers, weights, scales, strict=True):
-        grid = WholeMatrix().grid(*weight.shape[1:])
-        mask = torch.ones(1, len(weight), dtype=torch.bool)
-        none = torch.zeros(1, len(weight), min(weight.shape[1:]), device=weight.device)
-        tasks.append((Task(weight, grid, scale, layer.name), none, mask))
-    found = spectra_float64(tasks, budget)
+    with numpy_alone() as solver:
+        tasks = []
+        for layer, weight, scale in zip(layers, weights, scales, strict=True):
+            grid = WholeMatrix().grid(*weight.shape[1:])
+            mask = torch.ones(1, len(weight), dtype=torch.bool)
+            none = torch.zeros(1, len(weight), min(weight.shape[1:]), device=weight.device)
+            own = None if weight.is_complex() else solver
+            tasks.append((Task(weight, grid, scale, layer.name, solver=own), none, mask))
+        found = spectra_float64(tasks, budget)
+    spectra: list[_Spectrum | None] = []
     for layer, weight, scale, (values,) in zip(layers, weights, scales, found, strict=True):
         known = bool(scale) and not weight.is_complex()
-        yield _spectrum(layer, weight, values / scale / scale) if known else None
+        spectra.append(_spectrum(layer, weight, values / scale / scale) if known else None)
+    laws = iter(_fits([x.eigenvalues for x in spectra if x is not None]))
+    yield from (None if x is None else (x, next(laws)) for x in spectra)
 
 
 def _usual(layer: Weight) -> Tensor:
@@ -256,7 +263,7 @@ def _oriented(layer: Weight) -> Values:
 # --- a row ---------------------------------------------------------------------------------------
 
 
-def _row(layer: Weight, spectrum: _Spectrum, layer_id: int) -> Row:
+def _row(layer: Weight, spectrum: _Spectrum, law: Row, layer_id: int) -> Row:
     values = spectrum.eigenvalues
     slices, *sides = layer.shape
     n, m = max(sides), min(sides)
@@ -277,15 +284,30 @@ def _row(layer: Weight, spectrum: _Spectrum, layer_id: int) -> Row:
         "weak_rank_loss": int((values < _WEAK).sum()),
         "lambda_max": float(values[-1]),
     }
-    law = _fit(values)
     row |= law
     return row | _norms(values, float(law["alpha"]), n)
 
 
-def _fit(values: Values) -> Row:
-    """The power law of the eigenvalues that count; -1 where there is none."""
-    some = values[values > _FITTED]
-    law = _small_law(some) if len(some) < _SMALL else _law(some)
+# alpha, the index of xmin and D
+_Law = tuple[float, int, float]
+
+
+def _fits(spectra: Sequence[Values]) -> list[Row]:
+    """The power laws of the eigenvalues that count; -1 where there is none."""
+    some = [values[values > _FITTED] for values in spectra]
+    laws = [_small_law(values) if len(values) < _SMALL else None for values in some]
+    # Those of one length at a time, up to a factor of two: the shorter are padded.
+    by_size: dict[int, list[int]] = {}
+    for i, values in enumerate(some):
+        if len(values) >= _SMALL:
+            by_size.setdefault(len(values).bit_length(), []).append(i)
+    for places in by_size.values():
+        for i, law in zip(places, _laws([some[i] for i in places]), strict=True):
+            laws[i] = law
+    return [_fit(*each) for each in zip(spectra, some, laws, strict=True)]
+
+
+def _fit(values: Values, some: Values, law: _Law | None) -> Row:
     if law is None:
         row: Row = {"num_pl_spikes": -1, "status": "failed", "warning": ""}
         return row | dict.fromkeys(("alpha", "xmin", "xmax", "D", "sigma"), -1.0)
@@ -303,14 +325,19 @@ def _fit(values: Values) -> Row:
     }
 
 
-def _law(values: Values) -> tuple[float, int, float] | None:
-    """alpha, the index of xmin and D."""
-    law = KSFit()(torch.from_numpy(values).unsqueeze(0), torch.zeros(1, dtype=torch.long))
-    alpha = float(law.alpha)
-    return (alpha, len(values) - int(law.n_tail), float(law.d)) if math.isfinite(alpha) else None
+def _laws(spectra: Sequence[Values]) -> Iterator[_Law | None]:
+    size = max(map(len, spectra))
+    first = torch.tensor([size - len(values) for values in spectra])
+    batch = torch.zeros(len(spectra), size, dtype=torch.float64)
+    for values, padded, start in zip(spectra, batch, first, strict=True):
+        padded[start:] = torch.from_numpy(values)
+    law = KSFit()(batch, first)
+    for values, alpha, tail, d in zip(spectra, law.alpha, law.n_tail, law.d, strict=True):
+        found = float(alpha), len(values) - int(tail), float(d)
+        yield found if math.isfinite(alpha) else None
 
 
-def _small_law(values: Values) -> tuple[float, int, float] | None:
+def _small_law(values: Values) -> _Law | None:
     """The same of few eigenvalues, alpha = 1 + (k - 1) / sum ln(lambda_j / xmin)."""
     logs, count = np.log(values), len(values)
     starts = list(range(max(0, count - _SMALL_TAIL + 1))) or [0]

@@ -12,11 +12,12 @@ _Column = tuple[str, str, Callable[[LayerRecord], str]]  # title, explanation, t
 
 _COLUMNS: tuple[_Column, ...] = (
     ("layer", "name in the model", lambda r: r.name),
-    ("kind", "type of the layer", lambda r: r.kind),
-    ("shape", "slices x rows x columns", lambda r: " x ".join(map(str, r.shape))),
-    ("parameters", "real numbers in the weight", lambda r: f"{r.numel:,}"),
     ("alpha", "power-law exponent of the spectrum's tail", lambda r: number(r.alpha)),
     ("D", "Kolmogorov-Smirnov distance of the fit", lambda r: number(r.D)),
+    ("kind", "type of the layer", lambda r: r.kind),
+    ("shape", "rows x columns; of several slices their number x rows x columns",
+     lambda r: " x ".join(map(str, r.shape[r.shape[0] == 1 :]))),
+    ("parameters", "real numbers in the weight", lambda r: f"{r.numel:,}"),
     ("eigenvalues", "eigenvalues that were fitted, over all windows", lambda r: f"{r.n_eigs:,}"),
     ("spectral norm", "largest singular value", lambda r: number(r.spectral_norm, 0, 4)),
     ("log norm", "log10 of the squared Frobenius norm", lambda r: number(r.log_norm)),
@@ -43,14 +44,19 @@ p.sum{font-size:1.05rem;margin:.1rem 0}li{margin:.15rem 0}svg{max-width:100%;hei
 _TABLE_STYLE = """
 .tb-wrap{overflow-x:auto}table.tb{border-collapse:collapse;font:13px/1.35 system-ui,sans-serif;
 color:#1c1c1c;background:#fff}
-table.tb th,table.tb td{padding:.28rem .5rem;text-align:right;white-space:nowrap;
+table.tb th,table.tb td{padding:.28rem .28rem;text-align:right;white-space:nowrap;
 border-bottom:1px solid #e4e4e4}table.tb .t{text-align:left}
-table.tb td.n{font-family:ui-monospace,monospace;text-align:left}
-table.tb thead th{cursor:pointer;background:#f3f5f7;position:sticky;top:0;user-select:none}
-table.tb thead th::after{content:"\\2195";color:#b5b5b5;margin-left:.3em}
-table.tb thead th[aria-sort=ascending]::after{content:"\\2191";color:#1c1c1c}
-table.tb thead th[aria-sort=descending]::after{content:"\\2193";color:#1c1c1c}
-table.tb tbody tr:hover{background:#eef5fb}table.tb tr.bad td{color:#9a4b00}
+table.tb td.n{font:12px/1.35 ui-monospace,monospace;text-align:left}
+table.tb thead th{cursor:pointer;background:#f3f5f7;white-space:normal;vertical-align:bottom;
+user-select:none}
+table.tb tr>:first-child{position:sticky;left:0;background:#fff}
+table.tb thead tr>:first-child{background:#f3f5f7}
+@media(max-width:1300px){table.tb td.t{white-space:normal}
+table.tb td.n{white-space:normal;overflow-wrap:anywhere;min-width:min(9.5rem,34vw)}}
+table.tb thead th:hover{text-decoration:underline}
+table.tb thead th[aria-sort=ascending]::after{content:" \\2191"}
+table.tb thead th[aria-sort=descending]::after{content:" \\2193"}
+table.tb tbody tr:hover>*{background:#eef5fb}table.tb tr.bad td{color:#9a4b00}
 """
 # Numbers sort as numbers and layers in definition order (data-i); cells without a number go last.
 _SCRIPT = """
@@ -117,7 +123,7 @@ def fragment(
 ) -> str:
     """What a notebook shows: summary and table, without scripts, and the rest folded away."""
     more = f"<details><summary>Not measured, and why</summary>{_list(remarks)}</details>"
-    style = _TABLE_STYLE.replace("cursor:pointer;", "").partition("table.tb thead th::after")[0]
+    style = _TABLE_STYLE.replace("cursor:pointer;", "").partition("table.tb thead th:hover")[0]
     return (
         f"<style>{style}</style>"
         + "".join(f"<p>{escape(line)}</p>" for line in summary)
@@ -133,7 +139,7 @@ def _table(layers: Sequence[LayerRecord], level: Mapping[str, float]) -> str:
     random: _Column = (
         "random", "alpha of a random matrix of the shape", lambda r: number(level.get(r.name))
     )  # fmt: skip
-    before, after = _COLUMNS[:5], _COLUMNS[5:-1]
+    before, after = _COLUMNS[:2], _COLUMNS[2:-1]
     columns = [*before, *[random] * bool(level), *after, *_TRAPS * traps, _COLUMNS[-1]]
     head = "".join(
         f'<th title="{escape(told)}"{_left(title)}>{escape(title)}</th>'

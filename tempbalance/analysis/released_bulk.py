@@ -16,6 +16,7 @@ Values = npt.NDArray[np.float64]
 
 _BANDWIDTH, _POINTS, _THIN = 0.1, 1000, 0.01  # of its density estimate
 _CLOSE = 1e-4  # of two steps of its descent
+_EQUAL = 1e-12  # of two densities, relative
 _REPLICAS, _FEW = 5, 100  # shuffles that are pooled where there are few eigenvalues
 
 
@@ -112,7 +113,8 @@ def _misfits(sigmas: Values, x: Values, density: Values, n: int, m: int) -> Valu
     inside = np.sqrt(np.maximum((high - x) * (x - low), 0))
     law = inside / (2 * math.pi * sigma**2 * np.maximum(x, 1e-300) * (m / n))
     misfit = ((law - density) ** 2).sum(-1)
-    mode = x[density.argmax()]
+    # Of a plateau, which few eigenvalues make, the first: the others differ by rounding alone.
+    mode = x[(density >= density.max() * (1 - _EQUAL)).argmax()]
     impossible = (high < mode) | (high > x[-1]) | (low > mode)
     return np.where(impossible[:, 0], 1e6 * len(x), misfit)
 

@@ -138,7 +138,7 @@ class _Finder:
                 if not is_inside(name, other[0]):
                     self._skip(name, path, main, f"tied to {other[1]!r}, listed there", 0)
             elif embedding is not None and not matrix.reason:  # read as a matrix here
-                reason = f"tied to the embedding {embedding!r}, which keeps the base rate"
+                reason = f"tied to the embedding {embedding!r}, a table of vectors"
                 self._skip(name, path, main, reason, 0)
                 tied.add(path)
             else:

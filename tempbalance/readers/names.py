@@ -12,16 +12,14 @@ import re
 
 from torch import nn
 
-KEEPS = "keeps the base learning rate"
-
 
 class Role(enum.Enum):
     """What a parameter is for; the value is the reason why it is not measured."""
 
     NORM = "a normalization vector has no spectrum"
-    POSITION = f"a position embedding is a table of vectors and {KEEPS}"
-    TOKEN = f"a learned token or query is an embedding, not a matrix, and {KEEPS}"
-    TABLE = f"an embedding or codebook is a table of vectors and {KEEPS}"
+    POSITION = "a position embedding is a table of vectors, not a matrix"
+    TOKEN = "a learned token or query is an embedding, not a matrix"
+    TABLE = "an embedding or codebook is a table of vectors, not a matrix"
     TEMPERATURE = "a temperature is a number a head or model and has no spectrum"
     SCALE = "a scale (a number a channel or layer) has no spectrum"
     STATE = "rates of a recurrence act on each channel alone and have no spectrum"

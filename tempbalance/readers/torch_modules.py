@@ -9,7 +9,6 @@ from functools import partial
 from torch import Tensor, nn
 
 from tempbalance.readers.matrix import Matrix, kernel_slices, split
-from tempbalance.readers.names import KEEPS
 from tempbalance.readers.registry import register
 
 _RECURRENT = re.compile(r"weight_(ih|hh|hr)(_l\d+(_reverse)?)?")
@@ -67,4 +66,4 @@ def _attention(module: nn.Module) -> Iterator[Matrix]:
 
 @register(nn.Embedding, nn.EmbeddingBag)
 def _embedding(module: nn.Module) -> Iterator[Matrix]:
-    yield Matrix("weight", reason=f"an embedding is a table of vectors and {KEEPS}")
+    yield Matrix("weight", reason="an embedding is a table of vectors, not a matrix")

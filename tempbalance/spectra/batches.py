@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +21,7 @@ class Task:
     ``scale`` () is the power of two that brings the largest entry near 1, so that neither tiny nor
     huge weights under- or overflow when squared; 0 marks a layer with a value that is not finite.
     ``name`` is for messages. ``wide``: float32 products cannot be relied on, so float64 ones.
+    ``solver``: (B, h, w) -> (B, k) on a CPU, where it is not to be :mod:`.gram`.
     """
 
     slices: Tensor
@@ -27,6 +29,7 @@ class Task:
     scale: Tensor
     name: str = ""
     wide: bool = False
+    solver: Callable[[Tensor], Tensor] | None = None
 
 
 @dataclass(frozen=True)

@@ -112,7 +112,8 @@ def _run(batch: Batch) -> None:
     else:
         at_once = max(1, _SOLVED // batch.task.grid.eigenvalues**2)
         windows = _gathered(batch).split(at_once)
-        values = torch.cat([gram.eigenvalues(w, wide=batch.task.wide) for w in windows])
+        solver = batch.task.solver or functools.partial(gram.eigenvalues, wide=batch.task.wide)
+        values = torch.cat([solver(w) for w in windows])
     batch.write(gram.settled(values.to(batch.dtype)))
 
 

@@ -32,8 +32,10 @@ class Tails:
         self.size = eigenvalues.shape[-1]
         self.index = torch.arange(self.size, device=eigenvalues.device)  # (N,)
         self.valid = self.index >= first.unsqueeze(-1)  # (B, N)
-        one = torch.ones((), dtype=eigenvalues.dtype, device=eigenvalues.device)
-        self.log = torch.log(torch.where(self.valid, eigenvalues, one))  # 0 where not valid
+        # Before the first that counts its own value: no gap of a distribution lies below a tail.
+        lowest = eigenvalues.gather(-1, first.clamp(max=self.size - 1).unsqueeze(-1))
+        lowest = torch.where(lowest > 0, lowest, torch.ones_like(lowest))
+        self.log = torch.log(torch.where(self.valid, eigenvalues, lowest))
         self.log_sum = self.log.flip(-1).cumsum(-1).flip(-1)  # (B, N)
 
     def hill(self, start: Tensor) -> tuple[Tensor, Tensor]:

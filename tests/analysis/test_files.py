@@ -246,6 +246,36 @@ def test_types_are_told_from_names_and_shapes() -> None:
     }
 
 
+def test_stacks_of_experts_are_told_from_convolutions() -> None:
+    """Where no name says so: by sides, by the weight that leads back, by biases."""
+    assert kinds(
+        {
+            "0.up.weight": (8, 64, 32),  # both sides longer than there are matrices
+            "0.down.weight": (8, 32, 64),
+            "1.up.weight": (40, 24, 16),  # more matrices than that, but the next leads back
+            "1.down.weight": (40, 16, 24),
+            "2.w.weight": (30, 20, 12),
+            "2.w.bias": (30, 20),  # no matrix of its own
+            "audio.positions.weight": (96, 24, 128),
+            "audio.sinc.weight": (16, 40, 251),
+            "audio.biased.weight": (16, 40, 32),
+            "audio.biased.bias": (16,),
+            "audio.last.weight": (1, 64, 32),
+        }
+    ) == {
+        "0.up": ("Experts", (8, 64, 32)),
+        "0.down": ("Experts", (8, 32, 64)),
+        "1.up": ("Experts", (40, 24, 16)),
+        "1.down": ("Experts", (40, 16, 24)),
+        "2.w": ("Experts", (30, 20, 12)),
+        "audio.positions": ("Conv1d", (128, 96, 24)),
+        "audio.sinc": ("Conv1d", (251, 16, 40)),
+        "audio.biased": ("Conv1d", (32, 16, 40)),
+    }
+    stored = tb.analysis.formats.in_memory({"0.up.weight": torch.randn(8, 64, 32)})
+    assert "taken for stacks of experts: 0.up.weight" in guess_layers(stored).notes[0]
+
+
 @pytest.mark.parametrize(
     ("name", "shape", "parts"),
     [

@@ -152,6 +152,12 @@ def test_shuffles_are_those_of_the_seed(traps: Golden, arrays: dict[str, npt.NDA
                 assert found[column] == pytest.approx(expected[column], rel=1e-6), column
 
 
+def test_of_a_plateau_the_first_point_is_the_mode() -> None:
+    """Rounding must not choose among equal densities; sigma is what WeightWatcher 0.7.7 has."""
+    values = np.array([0.37, 0.4, 0.656, 1.615, 1.964, 2.744, 2.847, 3.09, 4.318])
+    assert fit_bulk(values, 32, 1).sigma_mp == pytest.approx(0.5240267999208963, rel=1e-6)
+
+
 def test_a_spectrum_of_zeros_has_no_bulk() -> None:
     assert fit_bulk(np.zeros(20), 30, 20).num_spikes == -1
 

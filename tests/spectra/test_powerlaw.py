@@ -134,10 +134,11 @@ def test_scale_moves_xmin_alone(n: int, scale: float, seed: int, fit: Fit) -> No
 
 
 @pytest.mark.parametrize("fit", [Hill(), KSFit(), PeakFit()])
-def test_a_batch_is_its_rows(fit: Fit, device: torch.device) -> None:
+@pytest.mark.parametrize("unit", [1e-6, 1.0, 1e6])  # all below 1, around it, all above
+def test_a_batch_is_its_rows(fit: Fit, unit: float, device: torch.device) -> None:
     rng = np.random.default_rng(3)
     first = torch.tensor([0, 5, 30, 38, 40], device=device)
-    values = torch.from_numpy(np.sort(rng.lognormal(0, 2, (5, 40)), -1)).to(device)
+    values = torch.from_numpy(unit * np.sort(rng.lognormal(0, 2, (5, 40)), -1)).to(device)
     batch: PowerLaw = fit(values, first)
     for i in range(5):
         row = fit(values[i : i + 1], first[i : i + 1])
