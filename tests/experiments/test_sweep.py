@@ -154,9 +154,7 @@ def test_a_failure_in_a_sweep_is_recorded_and_returned_as_none(
 @pytest.mark.slow
 def test_a_failed_job_does_not_lose_the_others_side_by_side(tmp_path: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
-    # Workers that are forked: what has been imported need not be again.
-    launcher = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "threads=1",
-                "hydra.launcher.backend=multiprocessing")  # fmt: skip
+    launcher = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "threads=1")
     job = ("trainer.max_epochs=1", "optimizer.lr=0.1,-1,0.2")
     command = Command(tmp_path / "log", *TRAIN, *SMALL, f"outputs={tmp_path}", *job, *launcher)
     code, out = command.finish()
