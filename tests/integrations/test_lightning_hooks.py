@@ -65,22 +65,23 @@ MODES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("step", [4, 8])
 @pytest.mark.parametrize("mode", MODES)
-def test_resumed_bit_for_bit(tmp_path: Path, mode: str, step: int) -> None:
+def test_resumed_bit_for_bit(tmp_path: Path, mode: str) -> None:
     def build() -> Any:
         callback = TempBalanceCallback(every_n_steps=3, **MODES[mode])
         return (Other() if "hooks" in mode else Plain(adam=True)), callback
 
     model, callback = build()
     whole = fit(tmp_path / "a", model, callback, 3)
-    again, callback2 = build()
-    with torch.no_grad():
-        for p in again.parameters():
-            p.add_(1.0)
-    resumed = fit(tmp_path / "b", again, callback2, 3, str(tmp_path / "a" / f"step={step}.ckpt"))
-    assert rates(resumed.optimizers[0]) == rates(whole.optimizers[0])
-    assert torch.equal(weights(again), weights(model))
+    for step in (4, 8):
+        again, callback2 = build()
+        with torch.no_grad():
+            for p in again.parameters():
+                p.add_(1.0)
+        saved = str(tmp_path / "a" / f"step={step}.ckpt")
+        resumed = fit(tmp_path / "b", again, callback2, 3, saved)
+        assert rates(resumed.optimizers[0]) == rates(whole.optimizers[0])
+        assert torch.equal(weights(again), weights(model))
     plain = Other() if "hooks" in mode else Plain(adam=True)
     fit(tmp_path / "c", plain, None, 3)
     assert not torch.equal(weights(plain), weights(model))
