@@ -91,7 +91,8 @@ REST = [
     (kernel, n, dtype, chip)
     for chip in (80, 90)
     for dtype in (torch.float32, torch.float64)
-    for kernel, n in [*(("reduction_kernel", n) for n in (64, 512, 1024)), ("sturm_kernel", 512)]
+    for kernel, n in [*(("reduction_kernel", n) for n in (64, 128, 512, 1024)),
+                      ("sturm_kernel", 512)]
     if (kernel, n, dtype, chip) not in QUICK
 ]  # fmt: skip
 
