@@ -10,9 +10,9 @@ OLDEST ?= .venv-oldest
 TEST_ENV := OMP_NUM_THREADS=1 WANDB_MODE=offline MPLBACKEND=Agg
 WORKERS ?= 2
 
-.PHONY: demo test test-fast test-oldest lint format bench wheel-test clean
+.PHONY: demo test test-fast test-oldest lint format docs bench release-check clean
 
-demo: $(STAMP)  ## a small ResNet on digits: uniform, TempBalance and FARMS over three seeds
+demo: $(STAMP)  ## shape bias, a training with the one line, three methods over three seeds: one page
 	$(BIN)/python -m experiments.quickstart
 
 test: $(STAMP)  ## all tests
@@ -34,8 +34,15 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: $(STAMP)  ## the site, from docs/ and the docstrings, into docs/_build/html; warnings are errors
+	$(BIN)/python -m sphinx -q -E -W --keep-going docs docs/_build/html
+
 bench: $(STAMP)  ## every speed that is claimed, measured again: docs/benchmarks.md
 	$(BIN)/python -m benchmarks.all
+
+# --beside-torch spares the download of torch, at the price of an environment that is not fresh.
+release-check: $(STAMP)  ## build sdist and wheel into dist/, check both, try the wheel alone
+	$(BIN)/python tests/archives.py $(RELEASE_CHECK)
 
 # torch and torchvision together and plainly: a CPU-only torch may not fit torchvision.
 $(STAMP): pyproject.toml
@@ -55,4 +62,4 @@ $(OLDEST)/.installed: pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(OLDEST) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST) build dist docs/_build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

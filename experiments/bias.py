@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,15 +64,15 @@ def marchenko_pastur_alpha(ratio: float) -> float:
     return 1 + 0.5 / mean
 
 
-def random_alphas() -> list[dict[str, Any]]:
+def random_alphas(draws: int = _DRAWS) -> list[dict[str, Any]]:
     """Mean and standard deviation of alpha over draws, plain and FARMS, by aspect ratio."""
     generator = torch.Generator().manual_seed(0)
     rows = []
-    for ratio in track(_RATIOS, "random matrices"):
+    for ratio in track(_RATIOS, "random matrices", transient=True):
         cols = round(math.sqrt(_ENTRIES * ratio))
         shape = (round(_ENTRIES / cols), cols)
         found: dict[str, list[float]] = {"plain": [], "farms": []}
-        for _ in range(_DRAWS):
+        for _ in range(draws):
             layer = nn.Linear(shape[1], shape[0], bias=False)
             layer.weight.data = torch.randn(shape, generator=generator)
             found["plain"].append(_alphas(layer, tb.WholeMatrix())[0])
@@ -109,15 +109,16 @@ def trained_alphas(overrides: Sequence[str], outputs: str) -> dict[str, Any]:
         **{k: v for k, v in options.items() if k != "_target_"},
         logger=False, enable_checkpointing=False,
     )  # fmt: skip
-    before = _layers(task.model)
+    before = both_alphas(task.model)
     trainer.fit(task, datamodule=data)
-    after = _layers(task.model)
+    after = both_alphas(task.model)
     return {"overrides": list(overrides), "before": before, "after": after}
 
 
-def _layers(model: nn.Module) -> list[dict[str, Any]]:
-    plain = tb.analyze(model, windows=tb.WholeMatrix(), min_eigs=10)
-    farms = {x.name: x for x in tb.analyze(model, min_eigs=10).layers}
+def both_alphas(network: nn.Module | Path) -> list[dict[str, Any]]:
+    """Name, kind, shape, plain and FARMS alpha of each layer of a model, or of a checkpoint."""
+    plain = tb.analyze(network, windows=tb.WholeMatrix(), min_eigs=10)
+    farms = {x.name: x for x in tb.analyze(network, min_eigs=10).layers}
     return [
         {"name": x.name, "kind": x.kind, "shape": x.shape, "plain": x.alpha, "farms": y.alpha}
         for x in plain.layers
@@ -149,7 +150,7 @@ def rankings(layers: Sequence[dict[str, Any]]) -> dict[str, float]:
     }
 
 
-def figure(content: dict[str, Any], path: Path) -> None:
+def figure(content: Mapping[str, Any], path: Path) -> None:
     """Alpha against aspect ratio on random matrices; plain against FARMS in trained networks."""
     networks = content["networks"]
     fig = pictures.blank(4.2 * (1 + len(networks)), 3.8)

@@ -88,6 +88,11 @@ class Alphas:
     epochs: list[int]
     values: np.ndarray
 
+    def some(self, count: int) -> Alphas:
+        """At most so many layers, evenly spread in depth, the first and the last among them."""
+        kept = np.unique(np.linspace(0, len(self.layers) - 1, count).round().astype(int))
+        return Alphas([self.layers[i] for i in kept], self.epochs, self.values[kept])
+
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
     """Rows of a metrics.csv, empty fields left out.
@@ -117,22 +122,6 @@ def alphas(path: Path) -> Alphas | None:
     values = [[row.get(epoch, math.nan) for epoch in epochs] for row in found.values()]
     names = [name.removeprefix("model.") for name in found]
     return Alphas(names, epochs, np.array(values)) if found else None
-
-
-def heatmap(found: Alphas, path: Path, title: str = "") -> None:
-    """Alpha of each layer over the epochs, layers from the top in their order."""
-    figure = blank(7.5, 1.2 + 0.2 * len(found.layers))
-    axis = figure.subplots()
-    image = axis.imshow(found.values, aspect="auto", interpolation="nearest", cmap="viridis")
-    size = 8 if len(found.layers) <= 40 else 5
-    axis.set_yticks(range(len(found.layers)), found.layers, fontsize=size)
-    every = max(1, len(found.epochs) // 10)
-    labels = [str(epoch) for epoch in found.epochs[::every]]
-    axis.set_xticks(range(0, len(found.epochs), every), labels, fontsize=8)
-    axis.set_xlabel("epoch")
-    axis.set_title(title, fontsize=10)
-    figure.colorbar(image, ax=axis, label="alpha")
-    figure.savefig(path, dpi=130)
 
 
 def curves(

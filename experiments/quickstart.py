@@ -1,8 +1,10 @@
-"""The demonstration: three methods, three seeds, a small ResNet on digits, in minutes on a CPU.
+"""The demonstration: a small ResNet on digits, in minutes on a CPU; `make demo`.
 
     python -m experiments.quickstart
 
-A second start shows the results again; `--again` trains anew.
+The bias of alpha by shape, a training with the one line and its alphas, and three methods over
+three seeds: in the terminal, as pictures, and as a page. A second start shows the results again;
+`--again` trains anew.
 """
 
 from __future__ import annotations
@@ -29,11 +31,15 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from experiments import pictures, report, results, sweep
+from experiments import bias, pictures, quickstart_page, report, results, sweep
 from experiments.train import train
 
-METHODS = {"none": "uniform", "tb": "plain TempBalance", "farms": "FARMS"}
+METHODS = {"none": "uniform", "tb": "TempBalance", "farms": "FARMS"}
 SEEDS = (43, 37, 13)
+SHOWN = 7  # layers in the terminal
+LINE = "pl.Trainer(callbacks=[TempBalanceCallback()])"
+COLUMNS = ["method", "seeds", "mean", "sd", "difference", "95% interval", "measuring"]
+FEW = "Few seeds of a small task: this shows that it runs, not which method is better."
 
 
 class Ticks(pl.Callback):
@@ -62,7 +68,7 @@ def run_all(
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console) as progress:
+    with Progress(*columns, console=console, transient=True) as progress:
         configured = [
             sweep.compose([*overrides, f"balance={method}", f"seed={seed}"])
             for seed in seeds
@@ -83,53 +89,84 @@ def run_all(
     return folders
 
 
-def show(outputs: Path, folders: Sequence[Path], seeds: Sequence[int], console: Console) -> None:
-    """Table and pictures, in the terminal and under `outputs`."""
+def shapes(rows: Sequence[dict[str, Any]], console: Console) -> None:
+    """Alphas of random matrices by shape, in the terminal."""
+    console.print("[bold]1. Alpha of a whole matrix follows its shape; windows take that out[/]")
+    table = Table(box=None, padding=(0, 0, 0, 2), show_header=False)
+    names = (("random matrix", "shape"), ("whole", "plain"), ("FARMS windows", "farms"))
+    for label, key in names:
+        cells = ["x".join(map(str, r[key])) if key == "shape" else f"{r[key][0]:.2f}" for r in rows]
+        table.add_row(label, *cells, style="dim" if key == "shape" else "")
+    console.print(table)
+
+
+def training(run: Path, console: Console) -> None:
+    """Alphas over the epochs of one run, in the terminal."""
+    console.print("\n[bold]2. A training with the one line[/] (FARMS, first seed)", highlight=False)
+    console.print(f"   {LINE}", markup=False)
+    measured = pictures.alphas(run / "tempbalance.csv")
+    assert measured is not None
+    shown = measured.some(SHOWN)
+    console.print(
+        f"   alpha of {len(shown.layers)} of {len(measured.layers)} layers over the epochs"
+    )
+    console.print(pictures.terminal_heatmap(shown), no_wrap=True)
+
+
+def comparison(found: results.Report) -> list[list[str]]:
+    """Cells of the table of methods, as text, under `COLUMNS`."""
+    lines = []
+    order = list(METHODS)
+    rows = sorted(found.rows, key=lambda row: (*order, row.method).index(row.method))
+    for row in rows:
+        d = row.difference
+        reach = "" if d is None or d.low is None or d.high is None else _points(d.low, d.high)
+        lines.append(
+            [
+                METHODS.get(row.method, row.method),
+                str(row.value.n),
+                f"{100 * row.value.mean:.2f}%",
+                "" if row.value.sd is None else f"{100 * row.value.sd:.2f}",
+                "" if d is None else _points(d.mean),
+                reach,
+                "" if row.share is None else f"{100 * row.share:.1f}%",
+            ]
+        )
+    return lines
+
+
+def _points(*shares: float) -> str:
+    return " to ".join(f"{100 * share:+.2f}" for share in shares)
+
+
+def show(outputs: Path, folders: Sequence[Path], random: Sequence[dict[str, Any]],
+         console: Console) -> None:  # fmt: skip
+    """What the runs say, in the terminal; pictures and the page under `outputs`."""
     cells, notes = results.load(folders)
     found = results.summarize(cells, notes)
-    table = Table(title="Test accuracy on digits, last epoch; difference: paired, from uniform")
-    for name in ("method", "seeds", "mean", "sd", "difference", "95% interval", "measuring"):
-        table.add_column(name, justify="left" if name == "method" else "right")
-    for row in found.rows:
-        d = row.difference
-        table.add_row(
-            METHODS.get(row.method, row.method),
-            str(row.value.n),
-            f"{100 * row.value.mean:.2f}%",
-            "" if row.value.sd is None else f"{100 * row.value.sd:.2f}",
-            "" if d is None else f"{100 * d.mean:+.2f}",
-            "" if d is None or d.low is None else f"{100 * d.low:+.2f} to {100 * d.high:+.2f}",  # type: ignore[operator]
-            "" if row.share is None else f"{100 * row.share:.1f}%",
-        )
+    report.write(found, outputs)
+    network = bias.both_alphas(folders[0] / "checkpoints" / "last.ckpt")
+    ranks = bias.rankings(network)
+    console.print(
+        f"  {ranks['layers']} layers of a ResNet: rank correlation with rows / columns "
+        f"{ranks['shape']:.2f} and {ranks['shape_farms']:.2f}",
+        highlight=False,
+    )
+    balanced = next((f for f in folders if f.name.startswith("farms-")), None)
+    if balanced is not None:
+        training(balanced, console)
+    console.print("\n[bold]3. Does it help?[/] Accuracy on test digits after the last epoch")
+    table = Table(box=None, padding=(0, 1, 0, 1), pad_edge=True)
+    for i, name in enumerate(COLUMNS):
+        table.add_column(name, justify="right" if i else "left", no_wrap=True)
+    for line in comparison(found):
+        table.add_row(*line)
     console.print(table)
-    few = "A few seeds of a small task: this shows that it runs, not which method is better."
-    console.print(few, style="yellow")
-    written = report.write(found, outputs)
-
-    logs = {folder: pictures.read_metrics(folder / "metrics.csv") for folder in folders}
-    series: dict[str, list[list[float]]] = {}
-    for folder, rows in logs.items():
-        method = METHODS.get(folder.name.split("-")[0], folder.name)
-        values = [row["val/accuracy"] for row in rows if "val/accuracy" in row]
-        series.setdefault(method, []).append(values)
-    written.append(outputs / "curves.png")
-    pictures.curves(series, written[-1], "accuracy on validation data", "digits, small ResNet")
-    console.print("\nAccuracy on validation data by epoch, mean of the seeds, 50% to 100%")
-    for method, runs in series.items():
-        means = [sum(values) / len(values) for values in zip(*runs, strict=False)]
-        console.print(f"{method:>18} {pictures.sparkline(means, 0.5, 1.0)} {means[-1]:.3f}")
-
-    for folder in folders:
-        measured = pictures.alphas(folder / "tempbalance.csv")
-        if measured is None or not folder.name.startswith(f"farms-seed{seeds[0]}"):
-            continue
-        written.append(outputs / "alphas.png")
-        pictures.heatmap(measured, written[-1], f"alpha by layer and epoch, {folder.name}")
-        console.print(f"\nAlpha by layer and epoch (FARMS, seed {seeds[0]})")
-        console.print(pictures.terminal_heatmap(measured), no_wrap=True)
-    console.print()
-    for path in written:
-        console.print(f"written: {path}", markup=False, highlight=False, soft_wrap=True)
+    console.print(FEW, style="yellow", soft_wrap=True)
+    shape = {"random": random, "networks": {"this ResNet": {"after": network}}}
+    path = quickstart_page.write(outputs, folders, shape, [COLUMNS, *comparison(found)], METHODS)
+    console.print(f"\npage: {path}", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"pictures: {outputs}", markup=False, highlight=False, soft_wrap=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -153,8 +190,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"rerun={str(chosen.again).lower()}",
         *chosen.overrides,
     ]
+    random = bias.random_alphas(draws=4)
+    shapes(random, console)
     folders = run_all(overrides, chosen.methods.split(","), seeds, console)
-    show(Path(chosen.outputs) / "quickstart", folders, seeds, console)
+    show(Path(chosen.outputs) / "quickstart", folders, random, console)
     return 0
 
 

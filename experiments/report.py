@@ -172,12 +172,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     if not 0 < chosen.confidence < 1:
         parser.error("--confidence must lie between 0 and 1")
+    from experiments.evidence import report as evidence
     from experiments.prune import pictures
     from experiments.prune import report as pruning
 
     console = Console()
     if not chosen.outputs:
-        _say(console, [*write_study(), *pruning.write()])
+        _say(console, [*write_study(), *evidence.write(), *pruning.write()])
         return 0
     try:
         cells, notes = load(chosen.outputs)

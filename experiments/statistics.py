@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from scipy.stats import binomtest
+from scipy.stats import binomtest, chi2
+from scipy.stats import norm as normal
 from scipy.stats import t as student
 
 
@@ -82,6 +83,40 @@ def paired(
         else:  # equal differences have no spread to go by
             p = sign_test(wins, losses)
     return Paired(summary.n, summary.mean, summary.se, low, high, p, wins, losses, unpaired)
+
+
+def detectable(se: float, n: int, power: float = 0.8, level: float = 0.05) -> float:
+    """The true mean difference that a two-sided t-test of n pairs with this error would find.
+
+    With the given power, by the usual approximation: (t at 1 - level/2 + t at power) errors.
+    """
+    return float(student.ppf(1 - level / 2, n - 1) + student.ppf(power, n - 1)) * se
+
+
+@dataclass(frozen=True)
+class Pooled:
+    """A fixed-effect mean over cells, and how much the cells differ beyond their errors."""
+
+    mean: float
+    low: float
+    high: float
+    p_heterogeneity: float  # of Cochran's Q: small where one mean does not describe all cells
+
+
+def pooled(means: Sequence[float], errors: Sequence[float], confidence: float = 0.95) -> Pooled:
+    """Mean with weights of inverse variance, errors taken as known (a normal interval).
+
+    Raises: ValueError for no means, or an error that is not positive.
+    """
+    if not means or min(errors) <= 0:
+        raise ValueError("pooling needs a mean, and an error above zero for each")
+    weights = [error**-2 for error in errors]
+    total = math.fsum(weights)
+    centre = math.fsum(w * m for w, m in zip(weights, means, strict=True)) / total
+    q = math.fsum(w * (m - centre) ** 2 for w, m in zip(weights, means, strict=True))
+    reach = float(normal.ppf(0.5 + confidence / 2)) * total**-0.5
+    p = float(chi2.sf(q, len(means) - 1)) if len(means) > 1 else 1.0
+    return Pooled(centre, centre - reach, centre + reach, p)
 
 
 def sign_test(wins: int, losses: int) -> float:

@@ -84,7 +84,8 @@ class ImageFolderData(ImageDataModule):
     root/test where that has classes, else root/val (TinyImageNet's has labels in
     val_annotations.txt; its test folder has none). `image_size` (default: as the files are)
     resizes; `mean` and `std` (default: computed on the training part) normalise.
-    `augment` (default) crops with padding `pad` and flips.
+    `augment` (default) crops with padding `pad` and flips. `classes` keeps the first so many
+    in the order of their names.
 
     Raises: FileNotFoundError for a missing tree, ValueError for a truncated file, images of
     several sizes, or classes that differ between the parts.
@@ -102,6 +103,7 @@ class ImageFolderData(ImageDataModule):
         pad: int = 4,
         flip: bool = True,
         image_size: int | None = None,
+        classes: int | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         cache_dir: str | None = None,
@@ -114,15 +116,16 @@ class ImageFolderData(ImageDataModule):
             raise ValueError("ImageFolderData: give both mean and std, or neither")
         self.root = Path(root)
         self.cache_dir = Path(cache_dir) if cache_dir is not None else self.root
-        self.in_channels, self._resize = 3, image_size
+        self.in_channels, self._resize, self._classes = 3, image_size, classes
         self.mean = None if mean is None else tuple(mean)
         self.std = None if std is None else tuple(std)
         self._loaded: tuple[LabelledImages, LabelledImages] | None = None
 
     @property
     def num_classes(self) -> int:  # type: ignore[override]
-        """Number of class folders of the training part."""
-        return len(class_names(self.root / "train"))
+        """Number of class folders of the training part, or of those that are kept."""
+        found = len(class_names(self.root / "train"))
+        return found if self._classes is None else min(found, self._classes)
 
     @property
     def image_size(self) -> int:  # type: ignore[override]
@@ -143,8 +146,12 @@ class ImageFolderData(ImageDataModule):
                 load_images(list_images(folder, classes), self._resize, self.cache_dir)
                 for folder in (self.root / "train", self._test_folder())
             ]
-            self._loaded = (parts[0], parts[1])
+            self._loaded = (self._kept(parts[0]), self._kept(parts[1]))
         return self._loaded
+
+    def _kept(self, part: LabelledImages) -> LabelledImages:
+        rows = part.labels < self.num_classes
+        return part if rows.all() else LabelledImages(part.images[rows], part.labels[rows])
 
     def _test_folder(self) -> Path:
         """root/test, unless it is missing or unlabelled (TinyImageNet) and root/val is there."""

@@ -5,11 +5,12 @@ The design, written before any row was run, is docs/results/pruning-design.md.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
+
+from experiments import rows
 
 RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results" / "pruning.csv"
 TOTALS = (0.5, 0.6, 0.7, 0.8)
@@ -75,34 +76,11 @@ def row_of(key: Key, result: dict[str, Any], settings: Sequence[str]) -> Row:
 
 def read(path: Path) -> list[Row]:
     """The rows of a file; none where there is no file."""
-    if not path.is_file():
-        return []
-    with path.open(newline="") as file:
-        return [_parsed(line) for line in csv.DictReader(file)]
-
-
-def _parsed(line: dict[str, str]) -> Row:
-    whole, real = ("seed", "tokens"), ("total", "perplexity", "sparsity", "sparsity_before")
-    values: dict[str, Any] = dict(line)
-    values |= {name: int(line[name]) for name in whole}
-    values |= {name: float(line[name]) for name in (*real, "seconds")}
-    values["spread"] = float(line["spread"]) if line["spread"] else None
-    return Row(**values)
-
-
-def append(path: Path, row: Row) -> None:
-    """Add a row to a file, in one write; the header too, where the file is new."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = not path.is_file()
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, [f.name for f in fields(Row)], lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerow({**vars(row), "spread": "" if row.spread is None else row.spread})
+    return rows.read(path, Row)
 
 
 def search(
-    rows: Iterable[Row], model: str, method: str, allocation: str, total: float
+    done: Iterable[Row], model: str, method: str, allocation: str, total: float
 ) -> list[Key]:
     """The validation rows of one cell, as far as those that were run tell which are wanted.
 
@@ -113,19 +91,19 @@ def search(
     keys = {s: Key(model, method, allocation, total, s, SEEDS[0], "validation") for s in SPREADS}
     smallest, small, large, largest = sorted(SPREADS)
     wanted = [keys[large], keys[small]]
-    found = {row.key: row.perplexity for row in rows if row.key in wanted}
+    found = {row.key: row.perplexity for row in done if row.key in wanted}
     if len(found) == len(wanted):
         wanted.append(keys[smallest if found[keys[small]] <= found[keys[large]] else largest])
     return wanted
 
 
 def chosen(
-    rows: Sequence[Row], model: str, method: str, allocation: str, total: float
+    done: Sequence[Row], model: str, method: str, allocation: str, total: float
 ) -> Row | None:
     """The validation row of least perplexity, the smaller spread of equals; None: not complete."""
     method = SPREAD_OF.get(method, method)
-    wanted = search(rows, model, method, allocation, total)
-    found = [row for row in rows if row.key in wanted]
+    wanted = search(done, model, method, allocation, total)
+    found = [row for row in done if row.key in wanted]
     if len({row.key for row in found}) < rows_of_search(allocation):
         return None
     return min(found, key=lambda row: (row.perplexity, row.spread or 0.0))

@@ -13,11 +13,9 @@ where they are complete. ``--set`` changes the settings of all rows (text.test.w
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
-import logging
-import multiprocessing
 from collections.abc import Iterable, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -26,34 +24,31 @@ from experiments import extras  # noqa: F401  (first: says what to install)
 # isort: split
 from hydra import compose, initialize_config_dir
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from experiments import sweep
+from experiments import pool, rows, sweep
 from experiments.prune import grid
 from experiments.prune.grid import Key, Row
 
-log = logging.getLogger(__name__)
 
-
-def missing(rows: Sequence[Row], cells: Iterable[tuple[str, str, str, float]]) -> list[Key]:
+def missing(done: Sequence[Row], cells: Iterable[tuple[str, str, str, float]]) -> list[Key]:
     """The next rows to run of some cells: those of the search, or else those on test text.
 
     One spread of every allocation before the next, so that a search that is interrupted compares
     allocations all the same.
     """
-    done = {row.key for row in rows}
+    keys = {row.key for row in done}
     wanted: list[Key] = []
     for cell in cells:
         model, method, allocation, total = cell
-        best = grid.chosen(rows, *cell)
+        best = grid.chosen(done, *cell)
         if best is not None:
             wanted += grid.finals(best, method)
         else:
             wanted += grid.search(
-                rows, model, grid.SPREAD_OF.get(method, method), allocation, total
+                done, model, grid.SPREAD_OF.get(method, method), allocation, total
             )
     spreads = (None, *grid.SPREADS)
-    todo = [key for key in dict.fromkeys(wanted) if key not in done]
+    todo = [key for key in dict.fromkeys(wanted) if key not in keys]
     return sorted(todo, key=lambda key: (key.split == "test", spreads.index(key.spread)))
 
 
@@ -71,41 +66,14 @@ def fill(
     settings: Sequence[str], jobs: int, console: Console,
 ) -> int:  # fmt: skip
     """Run all that is missing of some cells; how many rows failed."""
-    failed: set[Key] = set()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with (
-        _pool(jobs) as pool,
-        Progress(*columns, TimeRemainingColumn(), console=console) as bar,
-    ):
-        while todo := [k for k in missing(grid.read(results), cells) if k not in failed]:
-            task = bar.add_task(f"{todo[0].split} rows", total=len(todo))
-            waiting = {pool.submit(result_of, key, path, settings): key for key in todo}
-            for future in as_completed(waiting):
-                key = waiting[future]
-                try:
-                    row = grid.row_of(key, future.result(), settings)
-                except Exception as error:
-                    failed.add(key)
-                    log.error("%s: %s: %s", key, type(error).__name__, error)
-                else:
-                    grid.append(results, row)
-                bar.advance(task)
-    return len(failed)
-
-
-def _pool(jobs: int) -> Executor:
-    """Processes, each of which loads the model once; for one job this process does."""
-    if jobs == 1:
-        return ThreadPoolExecutor(1)
-    spawn = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(jobs, spawn, initializer=_one_thread)
-
-
-def _one_thread() -> None:
-    """Threads of several processes on few cores wait for each other."""
-    import torch
-
-    torch.set_num_threads(1)
+    return pool.fill(
+        lambda: missing(grid.read(results), cells),
+        functools.partial(result_of, path=path, settings=settings),
+        lambda key, result: rows.append(results, grid.row_of(key, result, settings)),
+        jobs,
+        console,
+        title=lambda key: f"{key.split} rows",
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

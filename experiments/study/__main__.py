@@ -18,7 +18,7 @@ from experiments import extras  # noqa: F401  (first: says what to install)
 import torch
 from rich.console import Console
 
-from experiments.study.cells import CELLS
+from experiments.study.cells import CELLS, LATER, VARIANTS
 from experiments.study.files import RESULTS, load, path_of
 from experiments.study.run import Study
 
@@ -40,6 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--extra", type=int, metavar="SEEDS", help="sensitivity instead")
     parser.add_argument("--late", action="store_true", help="the variants that start late instead")
     parser.add_argument("--neighbours", action="store_true", help="uniform beside its best alone")
+    parser.add_argument("--at", type=float, metavar="RATE", help="final seeds at this rate instead")
+    parser.add_argument("--only", nargs="+", choices=[*VARIANTS], help="of --at: these variants")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results")
     chosen = parser.parse_args(arguments)
     console = Console()
@@ -51,6 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         study = Study(CELLS[name], chosen.jobs, chosen.results, console)
         if chosen.extra is not None:
             study.extra(chosen.extra)
+        elif chosen.at is not None:
+            study.at(chosen.at, chosen.only or [*study.cell.seeds, *LATER])
         elif chosen.late:
             study.late()
         elif chosen.neighbours:

@@ -41,6 +41,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "pertype": _method("pertype"),
     "farms_gentle": _method("farms", *_GENTLE),
     "shuffled_gentle": _method("shuffled", *_GENTLE),
+    "level": _method("level"),
 }
 
 METHODS = ("tb", "tb_sigmoid", "farms", "farms_sigmoid")
@@ -54,6 +55,8 @@ UNTUNED_SEEDS = 10
 LATE_SEEDS = 15
 CONTROLS = ("shuffled", "type_unit", "pertype", "constant", "reversed", "frozen")
 _FIRST = 4  # of these, which a method must beat
+# Added after the cells were run, and run at their common rates alone (`--at`).
+LATER = ("level",)
 
 
 @dataclass(frozen=True)

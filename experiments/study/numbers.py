@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from experiments import statistics
-from experiments.study.cells import TUNING_SEED, UNTUNED, Cell
+from experiments.study.cells import LATER, TUNING_SEED, UNTUNED, Cell
 from experiments.study.files import FACTOR, RESULTS, Run, best_rate, load, mean_by_rate, path_of
 
 # Beside each change of the sensitivity table stand these, at the same rate and seeds.
@@ -150,7 +150,7 @@ def _row(cell: Cell, runs: Sequence[Run], base: Sequence[Run]) -> Row:
 
 def _corrected(cell: Cell, rows: list[Row]) -> list[Row]:
     """With p-values corrected together; none while a row waits for seeds."""
-    if any(row.n < cell.seeds[row.variant] for row in rows):
+    if any(row.n < cell.seeds.get(row.variant, cell.seeds["uniform"]) for row in rows):
         return rows
     tested = [i for i, r in enumerate(rows) if r.difference and r.difference.p is not None]
     values = statistics.holm([rows[i].difference.p for i in tested])  # type: ignore[misc, union-attr]
@@ -178,9 +178,10 @@ def read(cell: Cell, folder: Path = RESULTS) -> Cellwise | None:
     matched = {}
     for _, rate in [("uniform", best), *beside]:
         against = final(runs, "uniform", rate)
-        same = rows([(name, rate) for name in cell.seeds], against) if against else []
-        whole = all(row.n >= cell.seeds[row.variant] for row in same)
-        if len(same) == len(cell.seeds) and (whole or rate == best):
+        same = rows([(name, rate) for name in (*cell.seeds, *LATER)], against) if against else []
+        known = [row for row in same if row.variant in cell.seeds]
+        whole = all(row.n >= cell.seeds[row.variant] for row in known)
+        if len(known) == len(cell.seeds) and (whole or rate == best):
             matched[rate] = _corrected(cell, same)
     untuned = []
     if cell.untuned is not None and (low := final(runs, "uniform", cell.untuned)):

@@ -25,6 +25,7 @@ from experiments import provenance, sweep
 from experiments.study.cells import (
     COMMON,
     LATE_SEEDS,
+    LATER,
     TUNING_SEED,
     UNTUNED,
     UNTUNED_SEEDS,
@@ -169,6 +170,12 @@ class Study:
         cell = self.cell
         wanted = [(name, cell.late_rate, s) for s in range(LATE_SEEDS) for name in cell.late]
         self._run(wanted, "started late")
+
+    def at(self, rate: float, variants: Sequence[str]) -> None:
+        """Some variants on the final seeds at one rate, whatever was tuned."""
+        counts = {**dict.fromkeys(LATER, self.cell.seeds["uniform"]), **self.cell.seeds}
+        wanted = [(name, rate, seed) for name in variants for seed in range(counts[name])]
+        self._run(sorted(wanted, key=lambda key: key[2]), f"all at {rate:g}")
 
     def _tune(
         self, variants: Sequence[str], rates: list[float], seeds: Sequence[int]

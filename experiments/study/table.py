@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from experiments import statistics
@@ -221,6 +221,43 @@ def overview(cells: Sequence[Cellwise]) -> list[str]:
                 text += f" ({_interval(d)})" if _interval(d) else ""
                 texts.append(f"**{text}**" if p.get((name, i), 1.0) < 0.05 else text)
             lines.append(_cells(name, *texts))
+        lines.append(_cells("detectable", *(_detectable(rows) for rows in columns)))
+    return [*lines, *_pooled(cells)]
+
+
+def _detectable(rows: Mapping[str, Row]) -> str:
+    """What farms against uniform could show with 80% power."""
+    d = rows["farms"].difference if "farms" in rows else None
+    if d is None or d.se is None:
+        return ""
+    return f"{statistics.detectable(d.se, d.n):.1f}"
+
+
+def _pooled(cells: Sequence[Cellwise]) -> list[str]:
+    """One mean over the Darcy cells, all at one rate a cell; nothing for fewer than two."""
+    cells = [found for found in cells if found.cell.name.startswith("darcy")]
+    if len(cells) < 2:
+        return []
+    lines = [
+        "",
+        "One mean over the Darcy cells, all at one rate a cell (weights of inverse variance; p: do "
+        "the cells differ by more than their errors). It takes the cells as independent and one "
+        "effect for all, and neither is so: they share their test fields and part of their "
+        "training fields, and two architectures are mixed.",
+        "",
+        *_heads("", "cells", "pooled difference", "95% interval", "p of differing"),
+    ]
+    columns = [{row.variant: row for row in found.level} for found in cells]
+    for name in VARIANTS:
+        found = [
+            d for rows in columns
+            if name in rows and (d := rows[name].difference) is not None and d.se
+        ]  # fmt: skip
+        if len(found) > 1:
+            one = statistics.pooled([d.mean for d in found], [d.se for d in found if d.se])
+            lines.append(_cells(name, str(len(found)), f"{one.mean:+.2f}",
+                                f"{one.low:+.2f} to {one.high:+.2f}",
+                                f"{one.p_heterogeneity:.2g}"))  # fmt: skip
     return lines
 
 

@@ -29,7 +29,7 @@ class AlphaDecay(Balanced):
     A light tail (a large alpha) gets more decay. Construct it after optimizer and schedule, and
     call :meth:`step` after every step of the optimizer (as with a schedule stepped every batch).
     It splits the optimizer's param groups, a group a layer, in place, and from then on keeps, in
-    every group, base decay x multiplier; rates are left alone.
+    every group, base decay x multiplier; rates are left alone::
 
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1)
         cosine = CosineAnnealingLR(optimizer, T_max=10_000)

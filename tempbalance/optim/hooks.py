@@ -36,6 +36,8 @@ from tempbalance.optim.wrapped import innermost, reads_the_rate
 class StepHooks:
     """Learning rates per layer without touching schedule, param groups or checkpoints.
 
+    One line after the optimizer::
+
         hooks = StepHooks(optimizer, model, every=100)
 
     Each ``optimizer.step()`` uses rate x multiplier; every ``every`` of them the model is

@@ -34,7 +34,7 @@ class TempBalanceLR(Balanced, LRScheduler):
 
     Construct it after the optimizer and the base schedule, and step it in the base schedule's
     place. It splits the optimizer's param groups, a group a layer, in place; measures the model at
-    once; and from then on keeps, in every group, base rate x multiplier.
+    once; and from then on keeps, in every group, base rate x multiplier::
 
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
         cosine = CosineAnnealingLR(optimizer, T_max=200)

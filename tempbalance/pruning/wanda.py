@@ -28,10 +28,10 @@ class InputPower:
 
 @dataclass(frozen=True)
 class Wanda:
-    """Per output, zero the floor(in * ratio) entries of least |W_ij| * sqrt(s_j).
+    """Per output, zero the floor(in * ratio) entries of least ``|W_ij| sqrt(s_j)``.
 
-    s_j is the mean power of input j. Nothing else is changed. An input that was always zero goes
-    first; with equal powers this is magnitude pruning an output at a time.
+    ``s_j`` is the mean power of input j. Nothing else is changed. An input that was always zero
+    goes first; with equal powers this is magnitude pruning an output at a time.
 
     Args:
         pattern: (N, M) keeps N of every M neighbouring inputs instead.

@@ -12,6 +12,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from torch import nn
 
+from experiments import rows as rows_csv
 from experiments import sweep
 from experiments.prune import grid, report, table, texts
 from experiments.prune.perplexity import perplexity
@@ -216,7 +217,7 @@ def test_the_page_shows_what_was_run_and_names_what_was_not(tmp_path: Path) -> N
     rows += [_row(grid.Key("tiny", "magnitude", "shuffled", 0.6, 0.2, seed, "test"), 200.0)
              for seed in grid.SEEDS]  # fmt: skip
     for row in rows:
-        grid.append(results, row)
+        rows_csv.append(results, row)
     assert grid.read(results) == rows
     paths = report.write(results)
     assert [path.name for path in paths] == ["pruning.md", "pruning.png"]

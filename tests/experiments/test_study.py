@@ -7,16 +7,18 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import scipy.stats as scipy_stats
 import torch
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from experiments import sweep
+from experiments import statistics, sweep
 from experiments.study import numbers, table
 from experiments.study import run as study
 from experiments.study.__main__ import main
-from experiments.study.cells import CELLS, CONTROLS, METHODS, TUNING_SEED, VARIANTS, Cell
+from experiments.study.cells import CELLS, CONTROLS, LATER, METHODS, TUNING_SEED, VARIANTS, Cell
 from experiments.study.files import RESULTS, best_rate, load, mean_by_rate, save, widened
 from experiments.study.files import Run as StudyRun
 from experiments.study.write import write_study
@@ -38,7 +40,7 @@ def test_every_run_of_every_cell_composes(name: str, tmp_path: Path) -> None:
     # All variants once, in the cell that has most of them.
     some = ["uniform", "farms_sigmoid"]
     if cell.extra:
-        some = [*cell.seeds, *cell.extra, *cell.late]
+        some = [*cell.seeds, *LATER, *cell.extra, *cell.late]
     for variant in some:
         chosen = study.overrides(cell, variant, 0.0123, 7)
         cfg = sweep.compose([*chosen, f"outputs={tmp_path}", f"data_root={tmp_path}"])
@@ -206,6 +208,7 @@ def test_all_cells_beside_each_other_and_corrected_together(tmp_path: Path) -> N
     row = next(line for line in text[level:] if line.startswith("| farms"))
     assert "+35.00" in row.split("|")[2]  # of uniform's mean at 0.1
     assert "| uniform: rate, seeds | 0.1, 4 | 0.1, 4 |" in text[level:]
+    assert any(line.startswith("| detectable |") for line in text[own:level])
     assert table.overview([first]) == []
 
 
@@ -358,3 +361,32 @@ def test_one_run_of_the_study_is_that_of_the_command_line(tmp_path: Path) -> Non
     b = study.run_one(short, "farms", 0.05, 3, str(tmp_path / "b"))
     assert a.value == b.value and a.curve == b.curve and a.curve.startswith("1:")
     assert a.measuring > 0 and a.overrides.endswith("optimizer.lr=0.05 seed=3")
+
+
+def test_the_detectable_effect_is_found_four_times_in_five() -> None:
+    # Simulated: pairs of standard deviation 1 around the effect.
+    n, rng = 12, np.random.default_rng(0)
+    effect = statistics.detectable(n**-0.5, n)
+    pairs = rng.normal(effect, 1.0, (20_000, n))
+    p = scipy_stats.ttest_1samp(pairs, 0.0, axis=1).pvalue
+    assert 0.78 < (p < 0.05).mean() < 0.82
+
+
+def test_pooled_means_weigh_by_inverse_variance() -> None:
+    one = statistics.pooled([1.0, 4.0], [1.0, 2.0])  # weights 1 and 1/4
+    assert one.mean == pytest.approx((1.0 + 4.0 / 4) / 1.25)
+    assert one.high - one.mean == pytest.approx(1.959964 / 1.25**0.5)
+    # Cochran's Q of two cells is the square of their difference over its own error.
+    assert one.p_heterogeneity == pytest.approx(2 * scipy_stats.norm.sf(3.0 / 5**0.5))
+    with pytest.raises(ValueError, match="above zero"):
+        statistics.pooled([1.0], [0.0])
+
+
+def test_all_variants_at_a_rate_that_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, float, int]] = []
+    one = study.Study(TOY, 1, tmp_path, Console(quiet=True))
+    monkeypatch.setattr(one, "_run", lambda wanted, what: asked.extend(wanted))
+    one.at(0.3, ["uniform", "level"])
+    assert asked == [(v, 0.3, s) for s in range(TOY.seeds["uniform"]) for v in ("uniform", "level")]

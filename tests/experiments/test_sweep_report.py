@@ -218,12 +218,13 @@ def test_alphas_are_read_and_drawn(tmp_path: Path) -> None:
     assert found.layers == ["conv1", "fc"]
     assert found.epochs == [0, 1]
     np.testing.assert_equal(found.values, [[2.0, 3.0], [5.0, np.nan]])
-    pictures.heatmap(found, tmp_path / "a.png", "title")
-    assert imread(tmp_path / "a.png").std() > 0.01
     console = Console(record=True, width=100, file=(tmp_path / "t").open("w"))
     console.print(pictures.terminal_heatmap(found))
     assert "2.00 to 5.00" in console.export_text()
     assert pictures.alphas(tmp_path / "nothing.csv") is None
+    many = pictures.Alphas(list("abcde"), [0], np.arange(5.0)[:, None])
+    assert many.some(3).layers == ["a", "c", "e"] and many.some(9).layers == list("abcde")
+    np.testing.assert_equal(many.some(3).values, [[0], [2], [4]])
 
 
 def test_sparkline_and_curves(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The recipes of docs/recipes.md in the loops of others: exact, and resumed."""
+"""The recipes of docs/recipes.md and docs/guides in the loops of others: exact, and resumed."""
 
 from __future__ import annotations
 
