@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from standins import composed
 
 from experiments import sweep
 
+ROOT = Path(__file__).parents[2]
 TRAIN = ("-m", "experiments.train", "-m")
 DONE = {"value": 0.5, "metric": {"name": "m", "mode": "max"}}
 
@@ -156,8 +159,12 @@ def test_a_failed_job_does_not_lose_the_others_side_by_side(tmp_path: Path) -> N
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     launcher = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "threads=1")
     job = ("trainer.max_epochs=1", "optimizer.lr=0.1,-1,0.2")
-    command = Command(tmp_path / "log", *TRAIN, *SMALL, f"outputs={tmp_path}", *job, *launcher)
-    code, out = command.finish()
+    # Not forked: the launcher's workers end with the interpreter that started them.
+    done = subprocess.run(
+        [sys.executable, *TRAIN, *SMALL, f"outputs={tmp_path}", *job, *launcher],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300,
+    )  # fmt: skip
+    code, out = done.returncode, done.stdout
     assert code == 1, out
     assert len(list(tmp_path.rglob("result.json"))) == 2
     (failed,) = sweep.failures(tmp_path).items()
