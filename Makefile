@@ -21,9 +21,9 @@ test: $(STAMP)  ## all tests
 test-fast: $(STAMP)  ## all tests but those that start processes or train for long
 	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow"
 
-test-oldest: $(OLDEST)/.installed  ## the core's tests with the lowest torch and numpy that are allowed
-	$(TEST_ENV) $(OLDEST)/bin/python -m pytest -m "not slow" \
-		tests/spectra tests/layers tests/measure tests/assign tests/balance tests/optim
+test-oldest: $(OLDEST)/.installed  ## core and integrations with the lowest versions that are allowed
+	$(TEST_ENV) $(OLDEST)/bin/python -m pytest -m "not slow" tests/spectra tests/layers \
+		tests/measure tests/assign tests/balance tests/optim tests/integrations
 
 lint: $(STAMP)  ## style and types
 	$(BIN)/ruff check .
@@ -52,12 +52,14 @@ $(STAMP): pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@
 
-# In an environment of its own. numpy below 2.3 is what torch 2.4 was built for.
-$(OLDEST)/.installed: pyproject.toml
+# In an environment of its own. numpy below 2.3 is what torch 2.4 was built for; Lightning 2.4 takes
+# pkg_resources from setuptools, which has none from 81 on.
+$(OLDEST)/.installed: pyproject.toml Makefile
 	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
 	$(OLDEST)/bin/python -m pip install --quiet --upgrade pip
 	$(OLDEST)/bin/python -m pip install --quiet 'torch==2.4.*' 'numpy<2.3' \
-		pytest pytest-timeout hypothesis
+		'setuptools<81' 'pytorch-lightning==2.4.*' 'transformers==4.48.*' 'accelerate==1.0.*' \
+		'peft==0.17.*' pytest pytest-timeout hypothesis
 	$(OLDEST)/bin/python -m pip install --quiet --no-deps --editable .
 	touch $@
 

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-import lightning.pytorch as pl
+import pytest
 import torch
 from schedules import net
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
+
+try:
+    import lightning.pytorch as pl
+except ImportError:  # the other package holds the same, under its own name
+    pl = pytest.importorskip("pytorch_lightning")
 
 
 def loader(batches: int = 4) -> DataLoader:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import importlib
 import inspect
@@ -14,8 +15,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
+
+from tempbalance import TempBalanceLR
 
 LIBRARIES = {
     "torch": "torch.optim",
@@ -65,6 +68,8 @@ class Kind:
         graph: whether the backward pass builds a graph (second-order ones).
         entries: what each param group needs beside the parameters.
         options: of the class.
+        model: whether the class takes the model, and then the groups.
+        loop: a step for a batch, where that is no call of ``step``.
     """
 
     optimizer: Callable[..., Optimizer]
@@ -73,6 +78,8 @@ class Kind:
     graph: bool = False
     entries: tuple[tuple[str, Any], ...] = ()
     options: tuple[tuple[str, Any], ...] = ()
+    model: bool = False
+    loop: Callable[[nn.Module, Any, Tensor, Tensor], None] | None = None
 
     @property
     def steps(self) -> int:
@@ -85,7 +92,8 @@ class Kind:
         layers = [model[0], model[2]] if split else [model]
         groups = [{"params": list(m.parameters()), **dict(self.entries)} for m in layers]
         with quiet():
-            optimizer = self.optimizer(groups, **dict(self.options))
+            given = (model, groups) if self.model else (groups,)
+            optimizer = self.optimizer(*given, **dict(self.options))
         if callable(train := getattr(optimizer, "train", None)):
             train()
         return model, optimizer
@@ -103,6 +111,9 @@ class Kind:
         torch.default_generator.manual_seed(index)  # some draw random numbers
         np.random.seed(index)
         with quiet():
+            if self.loop is not None:
+                self.loop(model, optimizer, x, y)
+                return
             loss()
             optimizer.step(loss) if self.closure else optimizer.step()
 
@@ -138,3 +149,53 @@ def kind_of(cls: type[Optimizer]) -> Kind | None:
                     if weights(model).isfinite().all() and not weights(model).equal(before):
                         return kind
     return None
+
+
+# Of the two layers of the small network.
+FACTORS = {"0": 0.5, "2": 1.5}
+
+
+def balanced(how: type[Any], model: nn.Module, optimizer: Optimizer, **options: Any) -> Any:
+    with quiet():
+        return how(optimizer, model, **options)
+
+
+def trained(kind: Kind, how: type[Any] | None, save: bool = False, **options: Any) -> torch.Tensor:
+    """The weights after some steps; with ``save`` all is built anew halfway and loaded."""
+
+    def build() -> Any:
+        model, optimizer = kind.build()
+        return model, optimizer, None if how is None else balanced(how, model, optimizer, **options)
+
+    model, optimizer, balance = build()
+    for i in range(kind.steps):
+        if save and i == kind.steps // 2:
+            saved = [copy.deepcopy(x.state_dict()) for x in (model, optimizer, balance) if x]
+            model, optimizer, balance = build()
+            for thing, state in zip((model, optimizer, balance), saved, strict=False):
+                thing.load_state_dict(state)
+        kind.step(model, optimizer, i)
+        if isinstance(balance, TempBalanceLR):
+            balance.step()
+    return weights(model)
+
+
+def by_hand(kind: Kind, save: bool = False) -> torch.Tensor:
+    """The weights after some steps with a param group a layer, without us."""
+
+    def build() -> Any:
+        model, optimizer = kind.build(split=True)
+        layer = {id(p): name.split(".")[0] for name, p in model.named_parameters()}
+        for group in optimizer.param_groups:
+            group["lr"] = group["lr"] * FACTORS[layer[id(group["params"][0])]]
+        return model, optimizer
+
+    model, optimizer = build()
+    for i in range(kind.steps):
+        if save and i == kind.steps // 2:
+            states = [copy.deepcopy(x.state_dict()) for x in (model, optimizer)]
+            model, optimizer = build()
+            model.load_state_dict(states[0])
+            optimizer.load_state_dict(states[1])
+        kind.step(model, optimizer, i)
+    return weights(model)

@@ -240,8 +240,7 @@ def fsdp2_unsharded(rank: int) -> dict[str, Any]:
 
 
 def lightning(rank: int) -> dict[str, Any]:
-    import lightning.pytorch as pl
-    from lightning_modules import Plain, loader
+    from lightning_modules import Plain, loader, pl
 
     from tempbalance.integrations.lightning import TempBalanceCallback
 
@@ -267,9 +266,7 @@ def lightning(rank: int) -> dict[str, Any]:
 
 
 def lightning_fsdp2(rank: int) -> dict[str, Any]:
-    import lightning.pytorch as pl
-    from lightning.pytorch.strategies import ModelParallelStrategy
-    from lightning_modules import Plain, loader
+    from lightning_modules import Plain, loader, pl
 
     from tempbalance.integrations.lightning import TempBalanceCallback
 
@@ -295,7 +292,7 @@ def lightning_fsdp2(rank: int) -> dict[str, Any]:
             max_epochs=epochs,
             accelerator="cpu",
             devices=2,
-            strategy=ModelParallelStrategy(
+            strategy=pl.strategies.ModelParallelStrategy(
                 data_parallel_size=2, tensor_parallel_size=1, process_group_backend="gloo"
             ),
             logger=False,

@@ -79,6 +79,12 @@ class Messages:
             self._said.add(text)
             logger.warning(text, *values)
 
+    def warn_once(self, text: str) -> None:
+        """Warn of what was not said before."""
+        if text not in self._said:
+            self._said.add(text)
+            warn(text)
+
 
 def _warn(text: str) -> None:
     warn(f"{text}. It keeps its base learning rate.")

@@ -43,8 +43,8 @@ class Options:
         every: ticks between measurements (a tick is a call of ``step``, or what a callback says).
         start: the first tick with balancing; before it all multipliers are 1 (for a warm-up).
         stop: the tick from which on multipliers are 1 again, or ``None``.
-        hold: the tick from which on nothing is measured and multipliers stay as they are then, or
-            ``None``.
+        hold: the tick, before ``stop``, from which on nothing is measured and multipliers stay as
+            they are then, or ``None``.
         skip_first, skip_last: leave out the first or last layer, in definition order.
         ends: which layers ``skip_first`` and ``skip_last`` count: ``"balanced"``, those that are
             left by all other options, or ``"measurable"``, all that can be measured, small ones
@@ -106,6 +106,12 @@ class Options:
             _check_whole(name, getattr(self, name), least)
         for name in ("stop", "hold"):
             self._check_after_start(name, getattr(self, name))
+        if self.stop is not None and self.hold is not None and self.hold >= self.stop:
+            raise ValueError(
+                f"hold={self.hold} is not before stop={self.stop}: from stop on every multiplier "
+                f"is 1, so that there is nothing to hold. Use a hold below {self.stop}, or leave "
+                "out one of the two"
+            )
         if self.delay > self.every:
             raise ValueError(
                 f"delay={self.delay} is longer than every={self.every}: a measurement would begin "

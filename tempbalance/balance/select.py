@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import fnmatch
 from collections.abc import Collection, Iterable
 
@@ -10,6 +11,7 @@ from torch import nn
 from tempbalance.balance.options import Options
 from tempbalance.layers import Host, Layer, Layers
 from tempbalance.layers.walk import kind_of, named_modules
+from tempbalance.spectra.by_layer import AnyWindows, ByLayer
 from tempbalance.words import some
 
 
@@ -84,6 +86,29 @@ def unmatched(found: Layers, options: Options) -> list[str]:
         for pattern in options.exclude
         if not any(matches(pattern, x.name, x.kind) for x in found.layers)
     ]
+
+
+def idle_windows(found: Layers, windows: AnyWindows) -> list[str]:
+    """What to say of patterns of ``windows`` that no layer is measured by, but for ``"*"``."""
+    if not isinstance(windows, ByLayer):
+        return []
+    said = []
+    for pattern in windows.idle(found.layers):
+        if pattern == "*":  # for all others, of which there may be none
+            continue
+        if any(matches(pattern, x.name, x.kind) for x in found.layers):
+            said.append(
+                f"windows: {pattern!r} has no effect: an earlier pattern matches every layer that "
+                "it does. Put it first"
+            )
+            continue
+        words = dict.fromkeys(text for x in found.layers for text in (x.name, x.kind))
+        near = difflib.get_close_matches(pattern.strip("*"), words, 3, 0.4) or list(words)
+        said.append(
+            f"windows: {pattern!r} matches no layer, by name or type, and has no effect; the "
+            f"nearest are {some(near)}"
+        )
+    return said
 
 
 def nothing_to_balance(found: Layers, options: Options) -> str:

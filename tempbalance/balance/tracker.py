@@ -98,12 +98,14 @@ class Tracker:
         self.fixed = {host.name: value for host, value in fixed}
         apart = [host for host, _ in fixed]
         self.layers = select.balanced(self.found, self.options, among, apart)
-        checked_windows(self.options.windows, self.layers)
+        windows = checked_windows(self.options.windows, self.layers)
         # The last that names a parameter has it; a layer's own host has its norms too.
         layers = {layer.name for layer in self.found.layers}
         self.hosts = (*self.found.hosts, *(host for host in apart if host.name not in layers))
         for pattern in select.unmatched(self.found, self.options):
             self._messages.once(f"TempBalance: exclude={pattern!r} matches no layer")
+        for text in select.idle_windows(self.found, windows):
+            self._messages.warn_once(text)
         group = self.options.process_group or found_group(self._model, self.found)
         self._group = group if group is not None and dist.get_world_size(group) > 1 else None
 

@@ -74,11 +74,13 @@ class TempBalanceCallback(Callback):
     Raises:
         ValueError, TypeError: for options out of range or unknown.
 
-    A run resumes from its checkpoint bit for bit, and a checkpoint of a run without the callback
-    can be continued with it. To continue a balanced run without balancing, keep the callback, with
-    ``assign=Constant(1.0)``: the checkpoint's optimizer has a group a layer, and without the
-    callback torch refuses it ("different number of parameter groups"). ``Trainer.validate``,
-    ``test`` and ``predict`` and ``load_from_checkpoint`` need no callback.
+    A run resumes from its checkpoint bit for bit, within an epoch too if the loader keeps its place
+    (torchdata's StatefulDataLoader; with torch's own Lightning begins the epoch's data anew, with
+    the callback or without). A checkpoint of a run without the callback can be continued with it.
+    To continue a balanced run without balancing, keep the callback, with ``assign=Constant(1.0)``:
+    the checkpoint's optimizer has a group a layer, and without the callback torch refuses it
+    ("different number of parameter groups"). ``Trainer.validate``, ``test`` and ``predict`` and
+    ``load_from_checkpoint`` need no callback.
     """
 
     def __init__(

@@ -13,7 +13,8 @@ def callback_class() -> Any:
     Each of the two packages knows its own callbacks alone.
     """
     names = ("pytorch_lightning", "lightning.pytorch")
-    loaded = tuple(sys.modules[name].Callback for name in names if name in sys.modules)
+    modules = (sys.modules.get(name) for name in names)  # None where an import is prevented
+    loaded = tuple(module.Callback for module in modules if module is not None)
     if loaded:
         return loaded[0] if len(loaded) == 1 else type("Callback", loaded, {})
     for name in names:

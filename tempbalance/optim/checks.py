@@ -62,7 +62,9 @@ def check_parameters(optimizer: Optimizer, model: Any) -> None:
     if not any(id(p) in own for p in parameters_of(optimizer)):
         raise ValueError(
             "the optimizer holds none of this model's parameters: build the optimizer from this "
-            "model (after moving, wrapping or sharding it), and pass both"
+            "model (after moving, wrapping or sharding it), and pass both. One that trains copies "
+            "of the weights, in another precision or on another device, cannot be balanced: use "
+            "one of the weights themselves (for mixed precision with torch.autocast)"
         )
 
 

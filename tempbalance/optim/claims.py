@@ -45,6 +45,30 @@ def claim(
     setattr(optimizer, _MARK, {**claims(optimizer), field: Claim(owner, scaled)})
 
 
+def check_one_decay(optimizer: Optimizer, keeps: bool) -> None:
+    """Refuse ``keep_decay`` beside an AlphaDecay: both write the weight decay of every layer.
+
+    Args:
+        keeps: whether the new object has ``keep_decay``; else it is an AlphaDecay.
+
+    Raises:
+        ValueError: naming what has written the decay so far, and the cure.
+    """
+    found = claims(optimizer)
+    owner = found["weight_decay"].owner() if "weight_decay" in found else None
+    has_rates = "lr" in found and found["lr"].owner() is owner
+    if owner is None or has_rates is keeps:
+        return
+    name = type(owner).__name__
+    why = "leave out keep_decay here"
+    if has_rates:
+        why = f"leave out keep_decay (with StepHooks: decay) where the {name} is built"
+    raise ValueError(
+        f"a {name} writes the weight decay of every layer of this optimizer already, and two "
+        f"objects cannot: {why}, or call the {name}'s detach() first"
+    )
+
+
 def renounce(optimizer: Optimizer, owner: Owner) -> None:
     """End the claims of an owner, if it has any."""
     _keep(optimizer, {f: c for f, c in claims(optimizer).items() if c.owner() is not owner})

@@ -14,6 +14,7 @@ from tempbalance.balance.options import Given, GivenRest, check_names, with_opti
 from tempbalance.layers import Host, without_norms
 from tempbalance.optim.balanced import Balanced, Clock
 from tempbalance.optim.checks import check_decay
+from tempbalance.optim.claims import check_one_decay
 from tempbalance.optim.follow import built_on
 from tempbalance.optim.wrapped import innermost
 
@@ -58,8 +59,9 @@ class AlphaDecay(Balanced):
         options: see :class:`~tempbalance.balance.options.Options`.
 
     Raises:
-        ValueError: if the optimizer is not this model's, has no weight decay anywhere, no layer
-            can be measured, or an option is out of range.
+        ValueError: if the optimizer is not this model's, has no weight decay anywhere, or one that
+            ``keep_decay`` of another object writes, no layer can be measured, or an option is out
+            of range.
         TypeError: if an argument is not what it should be.
 
     To resume, load the states of model, optimizer and this object, the model first.
@@ -82,6 +84,7 @@ class AlphaDecay(Balanced):
         check_names(type(self), options)
         optimizer = innermost(optimizer)
         check_decay(optimizer)
+        check_one_decay(optimizer, keeps=False)
         torchs = [s for s in built_on(optimizer) if isinstance(s, LRScheduler)]
         schedules = [s for s in torchs if not isinstance(s, Balanced)]
         given: Given = {**options, "assign": assign, "every": every}

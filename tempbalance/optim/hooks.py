@@ -21,8 +21,8 @@ from tempbalance.balance.options import Given, GivenAssign, check_names, with_op
 from tempbalance.balance.shared import Shared
 from tempbalance.balance.tracker import Parameters
 from tempbalance.layers import Host, without_norms
-from tempbalance.optim.checks import check_decay, check_flag, check_optimizer
-from tempbalance.optim.claims import claim, release, renounce
+from tempbalance.optim.checks import check_decay, check_flag, check_optimizer, check_parameters
+from tempbalance.optim.claims import check_one_decay, claim, release, renounce
 from tempbalance.optim.decay import ASSIGN, EVERY, AlphaDecay
 from tempbalance.optim.groups import Group, by_parameter, common, mean_multiplier, parameters_of
 from tempbalance.optim.parts import Parts
@@ -79,16 +79,19 @@ class StepHooks:
         **options: Unpack[GivenAssign],
     ) -> None:
         check_names(type(self), options)
-        if (wrapper := reads_the_rate(optimizer)) is not None:
+        around, optimizer = optimizer, innermost(optimizer)
+        check_parameters(optimizer, model)
+        if (wrapper := reads_the_rate(around)) is not None:
             raise ValueError(
                 f"{wrapper} uses the learning rate outside of the inner optimizer's step, where "
                 "these hooks cannot put a multiplier on: use tempbalance.TempBalanceLR, which "
                 "keeps the rates of the layers in the groups"
             )
-        optimizer = innermost(optimizer)
         both = keep_decay or decay is not None
         fields = ("lr", "weight_decay") if both else ("lr",)
         check_flag("keep_decay", keep_decay)
+        if keep_decay:
+            check_one_decay(optimizer, keeps=True)
         check_optimizer(optimizer, fields)
         if not isinstance(tick, int) or tick < 0:
             raise ValueError(f"tick must be the number of steps so far, got {tick!r}")

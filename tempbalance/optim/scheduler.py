@@ -16,7 +16,7 @@ from tempbalance.balance.messages import TAKEN_OVER, warn
 from tempbalance.balance.options import Given, check_names, with_options
 from tempbalance.optim.balanced import Balanced, Clock
 from tempbalance.optim.checks import check_flag
-from tempbalance.optim.claims import claims, release
+from tempbalance.optim.claims import check_one_decay, claims, release
 from tempbalance.optim.follow import check_not_forgotten, steps_of
 from tempbalance.optim.foreign import Foreign, base_of
 from tempbalance.optim.scaled import Value
@@ -89,6 +89,8 @@ class TempBalanceLR(Balanced, LRScheduler):
         if isinstance(base, TempBalanceLR):
             raise TypeError("base is a TempBalanceLR already: pass the schedule inside it")
         check_flag("keep_decay", keep_decay)
+        if keep_decay:
+            check_one_decay(optimizer, keeps=True)
         self.base = base_of(optimizer, base)
         check_not_forgotten(optimizer, base)
         # What the user steps may stand around the schedule, and leave steps out (accelerate's).

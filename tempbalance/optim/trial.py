@@ -68,6 +68,15 @@ def check_split(optimizer: Optimizer, hosts: Sequence[Host]) -> None:
         try:
             sizes = _sizes(optimizer, hosts)
             whole, closure = _whole(optimizer, sizes)
+        except NotImplementedError as error:
+            if error.args:  # something that the step has no way to do here
+                return
+            _refuse(
+                name,
+                "it has no step: the weights change elsewhere (LOMO's during the backward pass), "
+                "at a rate that is not that of a param group",
+                "Use an optimizer whose step changes the weights, such as AdamW",
+            )
         except Exception:
             return
         _compare(optimizer, sizes, whole, closure)
@@ -132,7 +141,7 @@ def _twin(optimizer: Optimizer, toys: Toys, split: bool) -> Optimizer:
     left = ("step", "param_groups", "state", "_tempbalance")
     for key, value in vars(optimizer).items():
         # ``step`` may be an attribute, of a schedule's: it steps what it was taken from.
-        if key not in left and not inspect.ismethod(value):
+        if key not in left and not _reaches_out(value):
             hooks = key.endswith("_hooks")
             twin.__dict__[key] = OrderedDict() if hooks else _copied(value, instead)
     groups = []
@@ -166,6 +175,14 @@ def _toys(sizes: Sizes) -> Toys:
         return small.to(like.device, like.dtype).requires_grad_()
 
     return [[[toy(p) for p in part] for part in parts] for parts in sizes]
+
+
+def _reaches_out(value: Any) -> bool:
+    """Whether it leads to the weights that are trained, of which the twin must know nothing.
+
+    A step that needs it fails then, and tells nothing.
+    """
+    return isinstance(value, nn.Module) or inspect.ismethod(value) or inspect.isfunction(value)
 
 
 def _copied(value: Any, instead: Mapping[int, Tensor]) -> Any:

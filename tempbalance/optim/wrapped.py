@@ -7,7 +7,7 @@ belong on that one, for its step is called where the weights change.
 from __future__ import annotations
 
 import types
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from torch.optim import Optimizer
@@ -36,7 +36,7 @@ def innermost(optimizer: Any) -> Optimizer:
 def reads_the_rate(optimizer: Any) -> str | None:
     """The class of a wrapper that uses the rate outside of the inner optimizer's step, if any."""
     while (inner := _inner(optimizer)) is not None:
-        if any("lr" in code.co_consts for code in _methods(type(optimizer))):
+        if any("lr" in _constants(code) for code in _methods(type(optimizer))):
             return type(optimizer).__name__
         optimizer = inner
     return None
@@ -68,10 +68,28 @@ def _held(values: Iterable[Any]) -> Iterable[Optimizer]:
 
 
 def _methods(cls: type) -> Iterable[types.CodeType]:
-    """The code of a class's own methods, but for that which builds, prints, saves and loads."""
-    for name, value in vars(cls).items():
-        saves = name.endswith("state_dict") or name in ("__setstate__", "__getstate__")
-        while hasattr(value, "__wrapped__"):
-            value = value.__wrapped__
-        if isinstance(value, types.FunctionType) and name != "__init__" and not saves:
-            yield value.__code__
+    """The code of a class's own methods, but for that which builds, prints, saves and loads.
+
+    Its own are those down to the class that wrote its step; hooked or not, a step bears that name.
+    """
+    writer = getattr(cls, "step", cls).__qualname__.rpartition(".")[0]
+    for each in cls.__mro__:
+        if each is Optimizer:
+            return
+        for name, value in vars(each).items():
+            saves = name.endswith("state_dict") or name in ("__setstate__", "__getstate__")
+            while hasattr(value, "__wrapped__"):
+                value = value.__wrapped__
+            if isinstance(value, types.FunctionType) and name != "__init__" and not saves:
+                yield value.__code__
+        if each.__qualname__ == writer or not hasattr(cls, "step"):
+            return
+
+
+def _constants(code: types.CodeType) -> Iterator[Any]:
+    """Those of the code, and of functions and comprehensions inside of it."""
+    for value in code.co_consts:
+        if isinstance(value, types.CodeType):
+            yield from _constants(value)
+        else:
+            yield value

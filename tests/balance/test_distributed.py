@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 from processes import Command
+from releases import LIGHTNING, needs_fully_shard
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not dist.is_available(), reason="torch was built without distributed"),
 ]
+needs_lightning = pytest.mark.skipif(not LIGHTNING, reason="Lightning is not installed")
 HERE = Path(__file__).resolve().parents[1]
 
 
@@ -49,6 +51,7 @@ def test_ddp_shares_the_layers_of_rates_and_decays(tmp_path: Path) -> None:
     assert [x + y for x, y in zip(a["counts"], b["counts"], strict=True)] == [4] * 4
 
 
+@needs_fully_shard
 def test_fsdp2_measures_gathered_weights(tmp_path: Path) -> None:
     a, b = run("fsdp2", tmp_path)
     for key in ("multipliers", "alphas", "rates", "after"):
@@ -58,6 +61,7 @@ def test_fsdp2_measures_gathered_weights(tmp_path: Path) -> None:
     assert a["alphas"] != a["first"]
 
 
+@needs_fully_shard
 def test_spectra_of_sharded_weights(tmp_path: Path) -> None:
     """A rank that fails does not go on alone, where it would wait for the others."""
     a, b = run("spectra_fsdp2", tmp_path)
@@ -77,6 +81,7 @@ def test_measured_in_the_background(tmp_path: Path) -> None:
     assert a["measurements"] == [4, 4]
 
 
+@needs_fully_shard
 def test_sharded_weights_in_the_background(tmp_path: Path) -> None:
     a, b = run("background_fsdp2", tmp_path)
     assert a == b
@@ -97,6 +102,7 @@ def test_a_failure_of_one_rank_on_the_spot_is_raised_on_all(tmp_path: Path) -> N
     assert "failed on another rank" in a["error"]
 
 
+@needs_fully_shard
 def test_a_snapshot_of_weights_that_are_gathered_just_now(tmp_path: Path) -> None:
     """As they are after an evaluation, until the next step frees their memory."""
     a, b = run("fsdp2_unsharded", tmp_path)
@@ -104,16 +110,17 @@ def test_a_snapshot_of_weights_that_are_gathered_just_now(tmp_path: Path) -> Non
     assert a["taken"] == pytest.approx(a["whole"], rel=1e-6)
 
 
+@needs_lightning
 def test_lightning_ddp(tmp_path: Path) -> None:
-    pytest.importorskip("lightning.pytorch")
     a, b = run("lightning", tmp_path)
     assert a == b
     assert len(set(a["multipliers"].values())) > 1
     assert len(list(tmp_path.rglob("tempbalance.csv"))) == 1
 
 
+@needs_lightning
+@needs_fully_shard
 def test_lightning_fsdp2_and_its_resume(tmp_path: Path) -> None:
-    pytest.importorskip("lightning.pytorch")
     a, b = run("lightning_fsdp2", tmp_path)
     assert a == b
     assert a["resumed"] == a["multipliers"]

@@ -78,8 +78,17 @@ def test_accelerate(tmp_path: Path, when: str, accumulate: int) -> None:
     assert weights(again[0].unwrap_model(again[1])).equal(whole)
 
 
+def lightning_fabric() -> Any:
+    """Of whichever of the two packages is installed."""
+    try:
+        from lightning import fabric
+    except ImportError:
+        fabric = pytest.importorskip("lightning_fabric")
+    return fabric
+
+
 def test_fabric(tmp_path: Path) -> None:
-    fabric = pytest.importorskip("lightning.fabric").Fabric(accelerator="cpu", devices=1)
+    fabric = lightning_fabric().Fabric(accelerator="cpu", devices=1)
 
     def build() -> Any:
         model, optimizer = fabric.setup(*ADAMW.build())

@@ -5,30 +5,18 @@ from __future__ import annotations
 import copy
 import csv
 import logging
+import os
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from lightning_modules import Manual, Plain, loader, pl
+from releases import needs_step_checkpoints, release
 from schedules import SCHEDULES, rates, weights
-
-pytest.importorskip("lightning.pytorch")
-
-import lightning.pytorch as pl
-from lightning.pytorch.callbacks import (
-    BackboneFinetuning,
-    BaseFinetuning,
-    EarlyStopping,
-    LearningRateFinder,
-    LearningRateMonitor,
-    ModelCheckpoint,
-    ModelPruning,
-    StochasticWeightAveraging,
-)
-from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.tuner import Tuner
-from lightning_modules import Manual, Plain, loader
 from torch import nn
 from torch.optim import lr_scheduler as lrs
 from torch.utils.data import DataLoader, TensorDataset
@@ -36,6 +24,8 @@ from torch.utils.data import DataLoader, TensorDataset
 import tempbalance as tb
 from tempbalance.integrations.lightning import TempBalanceCallback
 
+BaseFinetuning, ModelCheckpoint = pl.callbacks.BaseFinetuning, pl.callbacks.ModelCheckpoint
+CSVLogger, LearningRateMonitor = pl.loggers.CSVLogger, pl.callbacks.LearningRateMonitor
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*does not have many workers",
     "ignore:.*logging interval",
@@ -152,6 +142,7 @@ def test_resume_in_the_middle_of_an_epoch(tmp_path: Path, step: int) -> None:
     assert callback2.balancers[0].tick == t.global_step
 
 
+@needs_step_checkpoints
 @pytest.mark.parametrize("step", [3, 4, 5])
 def test_resume_while_a_measurement_is_under_way(tmp_path: Path, step: int) -> None:
     """Measured at step 3 in the background, in effect from step 5 on; two layers at a time."""
@@ -272,6 +263,7 @@ def test_manual_optimization_resumes_bit_for_bit(
     assert all(len(set(rates(optimizer))) == 1 for optimizer in even.optimizers)
 
 
+@needs_step_checkpoints
 @pytest.mark.parametrize("options", [{}, {"every_n_steps": 3}])
 @pytest.mark.parametrize("name", ["none", "exponential", "cosine"])
 def test_resume_from_the_last_batch_of_an_epoch(
@@ -395,20 +387,23 @@ def test_plateau_keeps_its_monitor(tmp_path: Path) -> None:
 
 
 def test_stochastic_weight_averaging_takes_over(tmp_path: Path, caplog: Any) -> None:
-    callback, swa = TempBalanceCallback(), StochasticWeightAveraging(0.01, swa_epoch_start=2)
+    callback, swa = (
+        TempBalanceCallback(),
+        pl.callbacks.StochasticWeightAveraging(0.01, swa_epoch_start=2),
+    )
     t = trainer(tmp_path, callback, swa, epochs=5)
     with caplog.at_level(logging.WARNING, "tempbalance"):
         t.fit(Plain(cosine), loader())
     assert "SWALR has taken over" in caplog.text
     assert len({round(r, 12) for r in rates(t.optimizers[0])}) == 1
-    other = StochasticWeightAveraging(0.01, swa_epoch_start=2)
+    other = pl.callbacks.StochasticWeightAveraging(0.01, swa_epoch_start=2)
     with pytest.raises(ValueError, match="put TempBalanceCallback before StochasticWeight"):
         trainer(tmp_path, other, TempBalanceCallback()).fit(Plain(cosine), loader())
 
 
 def test_early_stopping_accumulation_and_bf16(tmp_path: Path) -> None:
     callback = TempBalanceCallback(every_n_steps=1)
-    stop = EarlyStopping("loss", patience=1, min_delta=1e9)
+    stop = pl.callbacks.EarlyStopping("loss", patience=1, min_delta=1e9)
     t = trainer(
         tmp_path, callback, stop, epochs=9, accumulate_grad_batches=2, precision="bf16-mixed"
     )
@@ -449,7 +444,9 @@ def test_gradual_unfreezing_and_its_resume(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="put Head before TempBalanceCallback"):
         trainer(tmp_path, TempBalanceCallback(), Head()).fit(Finetuned(), loader())
     with pytest.raises(ValueError, match="BackboneFinetuning writes the rate"):
-        trainer(tmp_path, BackboneFinetuning(), TempBalanceCallback()).fit(Finetuned(), loader())
+        trainer(tmp_path, pl.callbacks.BackboneFinetuning(), TempBalanceCallback()).fit(
+            Finetuned(), loader()
+        )
 
     def fit(epochs: int, ckpt: str | None = None) -> tuple[Any, Any]:
         callback, model = TempBalanceCallback(), Finetuned()
@@ -513,20 +510,26 @@ class Searched(Plain):
 
 @pytest.mark.parametrize("how", ["tuner", "before", "after"])
 def test_learning_rate_search(tmp_path: Path, how: str) -> None:
-    """The search sees uniform rates; the fit then balances the rate that was found."""
-    callback, model = TempBalanceCallback(), Searched()
-    options: Any = {"num_training": 20, "early_stop_threshold": None}
-    finder = LearningRateFinder(num_training_steps=20, early_stop_threshold=None)
-    orders: Any = {"tuner": [callback], "before": [finder, callback], "after": [callback, finder]}
-    t = trainer(tmp_path, *orders[how], epochs=2, enable_checkpointing=True)
-    if how == "tuner":
-        Tuner(t).lr_find(model, loader(16), **options)
-    t.fit(model, loader(16))
-    assert model.lr != 0.1
+    """The search sees uniform rates; the fit then balances the rate that a plain run has."""
+
+    def fit(*callbacks: Any) -> Any:
+        model = Searched()
+        finder = pl.callbacks.LearningRateFinder(num_training_steps=20, early_stop_threshold=None)
+        orders = {"tuner": callbacks, "before": (finder, *callbacks), "after": (*callbacks, finder)}
+        t = trainer(tmp_path, *orders[how], epochs=2, enable_checkpointing=True)
+        if how == "tuner":
+            options: Any = {"num_training": 20, "early_stop_threshold": None}
+            pl.tuner.Tuner(t).lr_find(model, loader(16), **options)
+        t.fit(model, loader(16))
+        return model.lr, rates(t.optimizers[0])
+
+    callback = TempBalanceCallback()
+    (found, plain), (same, balanced) = fit(), fit(callback)
+    assert found == same != 0.1
     scheduler = callback.schedulers[0]
-    assert scheduler.get_base_lr() == pytest.approx([model.lr / 4] * 4)
+    assert scheduler.get_base_lr() == plain * 4
     factors = scheduler.grouping.factors(scheduler.multipliers)
-    assert rates(t.optimizers[0]) == pytest.approx([model.lr / 4 * f for f in factors])
+    assert balanced == pytest.approx([plain[0] * f for f in factors])
 
 
 @pytest.mark.parametrize(
@@ -688,6 +691,41 @@ def test_the_other_packages_callbacks_are_known(tmp_path: Path, caplog: Any) -> 
     assert len({round(r, 12) for r in rates(t.optimizers[0])}) == 1
 
 
+ALONE = """
+import importlib, sys
+import torch
+name, *hidden = sys.argv[1:]
+sys.modules.update(dict.fromkeys(hidden))  # importing them fails, as if they were not installed
+from tempbalance.integrations.lightning import TempBalanceCallback
+pl = importlib.import_module(name)
+from lightning_modules import Plain, loader
+callback, model = TempBalanceCallback(), Plain()
+assert isinstance(callback, pl.Callback) and isinstance(model, pl.LightningModule)
+off = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False)
+trainer = pl.Trainer(
+    max_epochs=2, accelerator="cpu", callbacks=[callback], enable_model_summary=False, **off
+)
+trainer.fit(model, loader())
+assert callback.balancers[0].measurements == 2
+assert len({group["lr"] for group in trainer.optimizers[0].param_groups}) > 1
+"""
+
+
+@pytest.mark.parametrize("name", ["pytorch_lightning", "lightning.pytorch"])
+def test_with_one_of_the_two_packages_installed(tmp_path: Path, name: str) -> None:
+    """In a process of its own, in which the other package cannot be imported."""
+    packages = {"lightning": "lightning", "pytorch_lightning": "pytorch-lightning"}
+    own = name.split(".")[0]
+    if not release(packages.pop(own)):
+        pytest.skip(f"{own} is not installed")
+    hidden = [*packages, *(["lightning_fabric"] if own == "lightning" else [])]
+    here = Path(__file__).resolve().parents[1]
+    path = os.pathsep.join([str(here.parent), str(here), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, "-c", ALONE, name, *hidden]
+    environment = {**os.environ, "PYTHONPATH": path}
+    subprocess.run(command, check=True, timeout=120, cwd=tmp_path, env=environment)
+
+
 @pytest.mark.parametrize(
     ("options", "error", "match"),
     [
@@ -733,6 +771,6 @@ def test_bad_configurations_are_refused_with_the_cure(tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=match):
             trainer(tmp_path, TempBalanceCallback()).fit(model, loader())
-    pruning = ModelPruning("l1_unstructured", amount=0.3)
+    pruning = pl.callbacks.ModelPruning("l1_unstructured", amount=0.3)
     with pytest.raises(ValueError, match="ModelPruning replaces every weight"):
         trainer(tmp_path, TempBalanceCallback(), pruning).fit(Plain(), loader())

@@ -12,13 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-
-pytest.importorskip("lightning.pytorch")
-
-import lightning.pytorch as pl
-from lightning.pytorch.callbacks import ModelCheckpoint, StochasticWeightAveraging
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
-from lightning_modules import Plain, loader
+from lightning_modules import Plain, loader, pl
 from test_lightning import cosine, trainer
 from torch import nn
 from torch.nn.utils import parametrize, prune
@@ -30,13 +24,15 @@ from tempbalance.measure import twins as marks
 from tempbalance.measure.twins import random_twin
 from tempbalance.runs.read import read_run
 
+CSVLogger, ModelCheckpoint = pl.loggers.CSVLogger, pl.callbacks.ModelCheckpoint
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*does not have many workers", "ignore:.*logging interval"
 )
 
 
 def test_logs(tmp_path: Path) -> None:
-    loggers = [CSVLogger(tmp_path, "csv"), TensorBoardLogger(tmp_path, "tb")]
+    pytest.importorskip("tensorboard")
+    loggers = [CSVLogger(tmp_path, "csv"), pl.loggers.TensorBoardLogger(tmp_path, "tb")]
     t = trainer(tmp_path, TempBalanceCallback(), logger=loggers)
     t.fit(Plain(cosine), loader())
     folder = Path(t.log_dir)
@@ -80,7 +76,7 @@ def test_spectra_and_table_of_a_run_that_goes_on(tmp_path: Path) -> None:
 
 
 def test_spectra_after_weight_averaging_has_taken_over(tmp_path: Path) -> None:
-    swa = StochasticWeightAveraging(0.01, swa_epoch_start=1)
+    swa = pl.callbacks.StochasticWeightAveraging(0.01, swa_epoch_start=1)
     t = trainer(tmp_path, TempBalanceCallback(), swa, logger=CSVLogger(tmp_path))
     t.fit(Plain(cosine), loader())
     assert set(read_run(t.log_dir).spectra[1]) == {"net.0", "net.3", "net.8", "net.10"}
@@ -148,7 +144,7 @@ def wandb(tmp_path: Path, monkeypatch: Any) -> Any:
 
 
 def test_wandb_gets_a_table_and_a_picture(tmp_path: Path, wandb: Any) -> None:
-    log = WandbLogger(project="p", save_dir=str(tmp_path), offline=True)
+    log = pl.loggers.WandbLogger(project="p", save_dir=str(tmp_path), offline=True)
     keep = ModelCheckpoint()
     t = trainer(tmp_path, TempBalanceCallback(), keep, logger=log)
     t.fit(Plain(cosine), loader())

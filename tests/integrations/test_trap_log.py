@@ -36,8 +36,7 @@ def said(caplog: Any) -> list[str]:
 
 def lightning(tmp_path: Path, epochs: int, callback: Any, grown: Grown | None = None) -> Any:
     """A trainer of five steps' digits whose first layer grows an entry at each epoch's end."""
-    pl = pytest.importorskip("lightning.pytorch")
-    from lightning.pytorch.loggers import CSVLogger
+    from lightning_modules import pl
 
     class Grows(pl.Callback):
         def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
@@ -47,7 +46,7 @@ def lightning(tmp_path: Path, epochs: int, callback: Any, grown: Grown | None = 
     return pl.Trainer(
         max_epochs=epochs,
         accelerator="cpu",
-        logger=CSVLogger(tmp_path),
+        logger=pl.loggers.CSVLogger(tmp_path),
         callbacks=[Grows(), callback],
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -56,7 +55,8 @@ def lightning(tmp_path: Path, epochs: int, callback: Any, grown: Grown | None = 
 
 
 def module() -> Any:
-    pl = pytest.importorskip("lightning.pytorch")
+    from lightning_modules import pl
+
     torch.manual_seed(0)
 
     class Regression(pl.LightningModule):

@@ -6,33 +6,22 @@ cannot keep it is refused at construction, before anything is touched.
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import pytest
 import torch
-from optimizers import LIBRARIES, Kind, classes, kind_of, net, quiet, weights
+from optimizers import FACTORS, LIBRARIES, Kind, balanced, by_hand, classes, kind_of, trained
 from torch import nn
 from torch.optim import Optimizer
 
 import tempbalance as tb
 from tempbalance import StepHooks, TempBalanceLR
 
-FACTORS = {"0": 0.5, "2": 1.5}
 pytestmark = pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
-# A training that needs more than the small network.
+# Needs more than the small network and its gradients, or stands around others: test_wrapped.py, and
+# for sparse gradients test_misuse.py.
 ELSEWHERE = {
-    "AdaLOMO": "is built from a model, and steps while the gradients come",
-    "AdamMini": "is built from a model, and makes groups of its own",
-    "AliG": "has no rate",
-    "DeMo": "needs several processes",
-    "DistributedMuon": "needs several processes",
-    "LOMO": "is built from a model, and steps while the gradients come",
-    "SaRA": "trains the small weights of a trained network alone",
-    "SparseAdam": "is for sparse gradients: test_misuse.py",
-}
-# Around other optimizers: below.
-AROUND = {
+    *("AdaLOMO", "AdamMini", "AliG", "DeMo", "DistributedMuon", "LOMO", "SaRA", "SparseAdam"),
     *("BSAM", "FriendlySAM", "GSAM", "Lookahead", "LookSAM", "OrthoGrad", "PCGrad"),
     *("SAM", "SafeFP16Optimizer", "ScheduleFreeWrapper", "TRAC", "WSAM"),
 }
@@ -47,49 +36,6 @@ REFUSED = {
     "GrokFastAdamW": "two base rates",
     "LBFGS": "cannot have a learning rate per layer",
 }
-
-
-def balanced(how: type[Any], model: nn.Module, optimizer: Optimizer, **options: Any) -> Any:
-    with quiet():
-        return how(optimizer, model, **options)
-
-
-def trained(kind: Kind, how: type[Any] | None, save: bool = False, **options: Any) -> torch.Tensor:
-    """The weights after some steps; with ``save`` all is built anew halfway and loaded."""
-
-    def build() -> Any:
-        model, optimizer = kind.build()
-        return model, optimizer, None if how is None else balanced(how, model, optimizer, **options)
-
-    model, optimizer, balance = build()
-    for i in range(kind.steps):
-        if save and i == kind.steps // 2:
-            saved = [copy.deepcopy(x.state_dict()) for x in (model, optimizer, balance) if x]
-            model, optimizer, balance = build()
-            for thing, state in zip((model, optimizer, balance), saved, strict=False):
-                thing.load_state_dict(state)
-        kind.step(model, optimizer, i)
-        if isinstance(balance, TempBalanceLR):
-            balance.step()
-    return weights(model)
-
-
-def by_hand(kind: Kind, save: bool = False) -> torch.Tensor:
-    def build() -> Any:
-        model, optimizer = kind.build(split=True)
-        for group, factor in zip(optimizer.param_groups, FACTORS.values(), strict=True):
-            group["lr"] = group["lr"] * factor
-        return model, optimizer
-
-    model, optimizer = build()
-    for i in range(kind.steps):
-        if save and i == kind.steps // 2:
-            states = [copy.deepcopy(x.state_dict()) for x in (model, optimizer)]
-            model, optimizer = build()
-            model.load_state_dict(states[0])
-            optimizer.load_state_dict(states[1])
-        kind.step(model, optimizer, i)
-    return weights(model)
 
 
 def plain(value: Any) -> Any:
@@ -113,7 +59,7 @@ def test_every_optimizer_keeps_the_contract_or_is_refused(library: str) -> None:
         pytest.skip(f"{library} is not installed")
     wrong = []
     for name, cls in classes(library).items():
-        if name in AROUND or name in ELSEWHERE:
+        if name in ELSEWHERE:
             continue
         kind = kind_of(cls)
         if kind is None:
@@ -265,125 +211,3 @@ def test_no_gpu_is_seeded_for_a_network_on_the_cpu(monkeypatch: pytest.MonkeyPat
     assert not seeds
     torch.manual_seed(0)
     assert seeds  # the call that is watched
-
-
-# --- optimizers around others --------------------------------------------------------------------
-
-
-class SAM(Optimizer):
-    """As it is commonly written: the inner optimizer shares the groups, and has the second step."""
-
-    def __init__(self, params: Any, inner: Any, **options: Any) -> None:
-        super().__init__(params, {"rho": 0.05, **options})
-        self.base_optimizer = inner(self.param_groups, **options)
-        self.param_groups = self.base_optimizer.param_groups
-
-    @torch.no_grad()
-    def first_step(self) -> None:
-        grads = [p.grad.norm() for g in self.param_groups for p in g["params"]]
-        norm = torch.stack(grads).norm()
-        for group in self.param_groups:
-            for p in group["params"]:
-                self.state[p]["old"] = p.detach().clone()
-                p.add_(p.grad, alpha=float(group["rho"] / norm))
-
-    @torch.no_grad()
-    def second_step(self) -> None:
-        for group in self.param_groups:
-            for p in group["params"]:
-                p.copy_(self.state[p]["old"])
-        self.base_optimizer.step()
-
-    def step(self, closure: Any = None) -> None:
-        with torch.enable_grad():
-            closure()
-        self.first_step()
-        with torch.enable_grad():
-            closure()
-        self.second_step()
-
-
-def sam(groups: Any) -> Optimizer:
-    return SAM(groups, torch.optim.AdamW, lr=0.01)
-
-
-def timm_lookahead(groups: Any) -> Any:
-    return pytest.importorskip("timm.optim").Lookahead(torch.optim.AdamW(groups, lr=0.01), k=3)
-
-
-def their_sam(groups: Any) -> Any:
-    library = pytest.importorskip("pytorch_optimizer")
-    return library.SAM(groups, torch.optim.AdamW, lr=0.01)
-
-
-def their_lookahead(groups: Any) -> Any:
-    library = pytest.importorskip("pytorch_optimizer")
-    return library.Lookahead(torch.optim.AdamW(groups, lr=0.01), k=3)
-
-
-def schedule_free(groups: Any) -> Any:
-    library = pytest.importorskip("schedulefree")
-    return library.ScheduleFreeWrapper(torch.optim.SGD(groups, lr=0.1), weight_decay_at_y=0.1)
-
-
-WRAPPERS = {
-    "sam": Kind(sam, closure=True),
-    "their_sam": Kind(their_sam, closure=True),
-    "timm_lookahead": Kind(timm_lookahead),
-    "their_lookahead": Kind(their_lookahead),
-    "schedule_free": Kind(schedule_free),
-}
-
-
-@pytest.mark.parametrize("how", [TempBalanceLR, StepHooks])
-@pytest.mark.parametrize("name", WRAPPERS)
-def test_wrapped_optimizers_are_hooked_where_the_weights_change(name: str, how: Any) -> None:
-    kind = WRAPPERS[name]
-    if name == "schedule_free" and how is StepHooks:
-        model, optimizer = kind.build()
-        with pytest.raises(ValueError, match=r"ScheduleFreeWrapper uses.*TempBalanceLR"):
-            StepHooks(optimizer, model)
-        return
-    groups = by_hand(kind)
-    assert trained(kind, how, fixed=FACTORS).equal(groups)
-    assert trained(kind, how, assign=tb.Constant(1.0)).equal(trained(kind, None))
-    assert not trained(kind, None).equal(groups)
-
-
-def test_several_optimizers_in_one_are_to_be_balanced_one_by_one() -> None:
-    class Both:
-        def __init__(self, model: Any) -> None:
-            self.parts = [torch.optim.SGD(x.parameters(), lr=0.1) for x in (model[0], model[2])]
-
-    model = net()
-    for how in (TempBalanceLR, StepHooks, tb.AlphaDecay):
-        optimizer: Any = Both(model)
-        with pytest.raises(ValueError, match="Both holds 2 optimizers"):
-            how(optimizer, model)
-
-
-def test_a_step_that_is_never_seen_is_reported_once(recwarn: Any) -> None:
-    """The optimizer that was passed is not the one that steps."""
-    model = net()
-    passed = torch.optim.SGD(model.parameters(), lr=0.1)
-    stepping = torch.optim.SGD(model.parameters(), lr=0.1)
-    hooks = StepHooks(passed, model, fixed=FACTORS)
-    for _ in range(100):
-        model(torch.randn(4, 12)).square().sum().backward()
-        stepping.step()
-    said = [w for w in recwarn if "no step of the SGD" in str(w.message)]
-    assert len(said) == 1
-    assert hooks.balancer.tick == 0
-
-
-def test_accumulation_and_a_seen_step_are_not_reported(recwarn: Any) -> None:
-    model = net()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    hooks = StepHooks(optimizer, model, fixed=FACTORS)
-    for _ in range(50):
-        model(torch.randn(4, 12)).sum().backward()
-    optimizer.step()
-    for i in range(50):
-        Kind(torch.optim.SGD).step(model, optimizer, i)
-    assert hooks.balancer.tick == 51
-    assert not recwarn.list

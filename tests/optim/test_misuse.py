@@ -10,6 +10,7 @@ import pickle
 import threading
 import warnings
 import weakref
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -786,6 +787,39 @@ def test_a_pattern_that_matches_nothing_is_named_once(caplog: pytest.LogCaptureF
     scheduler.balancer.refresh()
     said = [r.getMessage() for r in caplog.records if "matches no layer" in r.getMessage()]
     assert said == ["TempBalance: exclude='nosuch.*' matches no layer"]
+
+
+@pytest.mark.parametrize("how", [TempBalanceLR, StepHooks])
+def test_windows_without_a_layer_are_named_once(how: Any) -> None:
+    """With the nearest names, and where an earlier pattern takes all; "*" is for what is left."""
+    model = nn.Sequential(OrderedDict(first=nn.Linear(12, 12), head=nn.Linear(12, 12)))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    whole = tb.WholeMatrix()
+    windows = {"heads": whole, "Linear": tb.Farms(), "first": whole, "*": tb.Farms()}
+    with pytest.warns(BalanceWarning) as said:
+        balance = how(optimizer, model, windows=windows)
+    texts = [str(w.message) for w in said if "windows" in str(w.message)]
+    assert texts == [
+        "windows: 'heads' matches no layer, by name or type, and has no effect; the nearest are "
+        "head",
+        "windows: 'first' has no effect: an earlier pattern matches every layer that it does. Put "
+        "it first",
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        balance.balancer.refresh()
+        how(torch.optim.SGD(model.parameters(), lr=0.1), model, windows={"*": whole})
+
+
+@pytest.mark.parametrize("stop", [1, 2])
+@pytest.mark.parametrize("how", [TempBalanceLR, StepHooks, tb.AlphaDecay])
+def test_nothing_is_left_to_hold_from_stop_on(how: Any, stop: int) -> None:
+    model = net()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match=f"hold=2 is not before stop={stop}.*a hold below {stop}"):
+        how(optimizer, model, hold=2, stop=stop)
+    assert len(optimizer.param_groups) == 1
+    how(optimizer, model, hold=stop - 1 or None, stop=stop)
 
 
 def test_warnings_point_at_the_line_of_the_user() -> None:

@@ -197,3 +197,41 @@ def test_a_checkpoint_that_knows_no_decay_is_measured(saved: str, order: str, fi
     assert things[3].multipliers == pytest.approx(expected, rel=1e-9)
     assert things[3].multipliers != before
     assert things[3].layer_decays["0"] == pytest.approx(DECAY * expected["0"])
+
+
+RATES: dict[str, Any] = {
+    "TempBalanceLR": lambda o, m: tb.TempBalanceLR(o, m, keep_decay=True),
+    "StepHooks": lambda o, m: tb.StepHooks(o, m, keep_decay=True),
+    "StepHooks with decay": lambda o, m: tb.StepHooks(o, m, decay={}),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "decay_first"),
+    [*((name, False) for name in RATES), ("TempBalanceLR", True), ("StepHooks", True)],
+)
+def test_two_that_would_write_the_decay(name: str, decay_first: bool, recwarn: Any) -> None:
+    """keep_decay and an AlphaDecay, in either order: the second is refused, the first goes on."""
+    model = net()
+    optimizer = AdamW(model.parameters(), lr=RATE, weight_decay=DECAY)
+    makers = [RATES[name], tb.AlphaDecay]
+    first, second = makers[::-1] if decay_first else makers
+    kept = first(optimizer, model)
+    before = [{**group} for group in optimizer.param_groups]
+    owner = type(kept).__name__
+    with pytest.raises(ValueError, match=rf"a {owner} writes the weight decay.*keep_decay.*detach"):
+        second(optimizer, model)
+    assert optimizer.param_groups == before and kept.multipliers
+    assert not recwarn.list
+    kept.detach()
+    assert second(optimizer, model).multipliers
+
+
+def test_hooks_with_decay_take_the_place_of_an_alpha_decay() -> None:
+    model = net()
+    optimizer = AdamW(model.parameters(), lr=RATE, weight_decay=DECAY)
+    first = tb.AlphaDecay(optimizer, model)
+    with pytest.warns(tb.BalanceWarning, match="was balanced already"):
+        hooks = tb.StepHooks(optimizer, model, decay={})
+    assert not first.multipliers and hooks.decay_multipliers
+    assert {group["weight_decay"] for group in optimizer.param_groups} == {DECAY}
