@@ -28,8 +28,9 @@ LIBRARIES = {
 }
 # Around another optimizer, or made for a whole model: tests of their own.
 _NOT_ALONE = {"Optimizer", "BaseOptimizer"}
-# Some wait for their statistics: RAdam for 5 steps, AdaShift for 10.
-STEPS = 12
+# Some wait for their statistics or another's weights: RAdam and Lookahead for 5 or 6 steps.
+_STEPS = 7
+_LONGER = {"AdaShift": 12}  # it waits for 10
 
 
 @functools.cache
@@ -49,7 +50,7 @@ def classes(library: str) -> dict[str, type[Optimizer]]:
 
 
 def net(bias: bool = True) -> nn.Sequential:
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     return nn.Sequential(nn.Linear(12, 10, bias=bias), nn.Tanh(), nn.Linear(10, 10, bias=bias))
 
 
@@ -80,6 +81,11 @@ class Kind:
     model: bool = False
     loop: Callable[[nn.Module, Any, Tensor, Tensor], None] | None = None
 
+    @property
+    def steps(self) -> int:
+        """After which all that it does has been done."""
+        return _LONGER.get(getattr(self.optimizer, "__name__", ""), _STEPS)
+
     def build(self, split: bool = False) -> tuple[nn.Sequential, Optimizer]:
         """A network and its optimizer, with one group or a group a layer."""
         model = net(self.bias)
@@ -102,7 +108,7 @@ class Kind:
             value.backward(create_graph=self.graph)
             return value
 
-        torch.manual_seed(index)  # some draw random numbers
+        torch.default_generator.manual_seed(index)  # some draw random numbers
         np.random.seed(index)
         with quiet():
             if self.loop is not None:
@@ -138,7 +144,7 @@ def kind_of(cls: type[Optimizer]) -> Kind | None:
                 with contextlib.suppress(Exception):
                     model, optimizer = kind.build()
                     before = weights(model)
-                    for i in range(STEPS):
+                    for i in range(kind.steps):
                         kind.step(model, optimizer, i)
                     if weights(model).isfinite().all() and not weights(model).equal(before):
                         return kind
@@ -162,8 +168,8 @@ def trained(kind: Kind, how: type[Any] | None, save: bool = False, **options: An
         return model, optimizer, None if how is None else balanced(how, model, optimizer, **options)
 
     model, optimizer, balance = build()
-    for i in range(STEPS):
-        if save and i == STEPS // 2:
+    for i in range(kind.steps):
+        if save and i == kind.steps // 2:
             saved = [copy.deepcopy(x.state_dict()) for x in (model, optimizer, balance) if x]
             model, optimizer, balance = build()
             for thing, state in zip((model, optimizer, balance), saved, strict=False):
@@ -185,8 +191,8 @@ def by_hand(kind: Kind, save: bool = False) -> torch.Tensor:
         return model, optimizer
 
     model, optimizer = build()
-    for i in range(STEPS):
-        if save and i == STEPS // 2:
+    for i in range(kind.steps):
+        if save and i == kind.steps // 2:
             states = [copy.deepcopy(x.state_dict()) for x in (model, optimizer)]
             model, optimizer = build()
             model.load_state_dict(states[0])

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch.distributed as dist
+from processes import Command
 from releases import LIGHTNING, needs_fully_shard
 
 pytestmark = [
@@ -26,26 +24,11 @@ def run(case: str, folder: Path) -> list[dict[str, Any]]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    path = os.pathsep.join([str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(HERE / "two_ranks.py"), case, str(rank), port, str(folder)],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
+    script = (str(HERE / "two_ranks.py"), case)
+    ranks = [
+        Command(folder / f"{rank}.log", *script, str(rank), port, str(folder)) for rank in range(2)
     ]
-    outputs = []
-    for process in processes:
-        try:
-            outputs.append(process.communicate(timeout=240)[0])
-        except subprocess.TimeoutExpired:
-            for each in processes:
-                each.kill()
-            outputs.append(process.communicate()[0])
+    outputs = [rank.finish(timeout=240)[1] for rank in ranks]
     results = [folder / f"{rank}.json" for rank in range(2)]
     assert all(r.exists() for r in results), "\n".join(outputs)[-4000:]
     return [json.loads(r.read_text()) for r in results]

@@ -105,13 +105,6 @@ WRAPPED: dict[str, Any] = {
 }
 
 
-def test_python_m_is_the_command() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "tempbalance", "analyze", "--help"], capture_output=True, text=True
-    )
-    assert done.returncode == 0 and "--min-eigs" in done.stdout
-
-
 @pytest.mark.parametrize("kind", WRAPPED)
 def test_checkpoints(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
     model = make()

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +11,12 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
+from processes import Command
 from standins import composed, substitute
 
 from experiments import sweep
 from experiments.train import train
 
-ROOT = Path(__file__).parents[2]
 SMALL = ("experiment=quickstart", "data.share=0.2", "model.width=4", "trainer.max_epochs=4")
 
 CLOCKS = ("seconds", "tempbalance/time_share")  # what differs between equal runs
@@ -202,18 +199,6 @@ def test_a_failure_ends_the_wandb_run_too(tmp_path: Path, monkeypatch: Any) -> N
     assert wandb.run is None
 
 
-def command(*overrides: str, timeout: float = 150) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "experiments.train", *overrides],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-    )
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("trainer", ["ddp", "fsdp2"])
 def test_two_processes_on_the_cpu(trainer: str, tmp_path: Path) -> None:
@@ -221,10 +206,11 @@ def test_two_processes_on_the_cpu(trainer: str, tmp_path: Path) -> None:
         *SMALL, f"trainer={trainer}", "trainer.accelerator=cpu", "trainer.max_epochs=1",
         "trainer.enable_progress_bar=false", f"outputs={tmp_path}",
     ]  # fmt: skip
-    done = command(*overrides)
+    command = Command(tmp_path / "log", "-m", "experiments.train", *overrides)
+    _, said = command.finish(timeout=150)
     # Judged by what was written: torch can abort at exit after all work is done (pytorch#190489).
     results = list(tmp_path.rglob("result.json"))
-    assert len(results) == 1, done.stdout + done.stderr
+    assert len(results) == 1, said
     result = json.loads(results[0].read_text())
     assert result["epochs"] == 1
     assert 0 <= result["value"] <= 1

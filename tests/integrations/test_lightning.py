@@ -106,33 +106,27 @@ RESUMED = ["none", "cosine", "lambda", "onecycle", "sequential", "step", "cyclic
 
 
 @pytest.mark.parametrize("steps", [False, True])
-@pytest.mark.parametrize("crash", [1, 2, 3])
 @pytest.mark.parametrize("name", RESUMED)
-def test_resume_matches_bit_for_bit(tmp_path: Path, name: str, crash: int, steps: bool) -> None:
-    def build() -> tuple[Any, Any, dict[str, Any]]:
+def test_resume_matches_bit_for_bit(tmp_path: Path, name: str, steps: bool) -> None:
+    def build() -> tuple[TempBalanceCallback, Plain]:
         callback = TempBalanceCallback(every_n_steps=3 if steps else None, ramp=2)
         interval = "step" if steps else "epoch"
-        return callback, Plain(SCHEDULES[name], interval, adam=True), {}
+        return callback, Plain(SCHEDULES[name], interval, adam=True)
 
-    def fit(callback: Any, model: Any, epochs: int, ckpt: str | None = None) -> Any:
-        keep = ModelCheckpoint(tmp_path / str(epochs), save_top_k=-1, filename="{epoch}")
-        t = trainer(tmp_path, callback, keep, epochs=epochs)
-        t.fit(model, loader(), ckpt_path=ckpt)
-        return t
-
-    callback, model, _ = build()
-    whole = fit(callback, model, 4)
-    callback2, model2, _ = build()
-    fit(callback2, model2, crash)
-    callback3, model3, _ = build()
-    with torch.no_grad():
-        for p in model3.parameters():
-            p.add_(1.0)  # what is not restored will show
-    saved = str(tmp_path / str(crash) / f"epoch={crash - 1}.ckpt")
-    resumed = fit(callback3, model3, 4, saved)
-    assert rates(resumed.optimizers[0]) == rates(whole.optimizers[0])
-    assert torch.equal(weights(model3), weights(model))
-    assert callback3.balancers[0].measurements == callback.balancers[0].measurements
+    callback, model = build()
+    keep = ModelCheckpoint(tmp_path, save_top_k=-1, filename="{epoch}")
+    whole = trainer(tmp_path, callback, keep, epochs=4)
+    whole.fit(model, loader())
+    for epoch in (0, 1, 2):
+        callback2, model2 = build()
+        with torch.no_grad():
+            for p in model2.parameters():
+                p.add_(1.0)  # what is not restored will show
+        resumed = trainer(tmp_path, callback2, epochs=4)
+        resumed.fit(model2, loader(), ckpt_path=str(tmp_path / f"epoch={epoch}.ckpt"))
+        assert rates(resumed.optimizers[0]) == rates(whole.optimizers[0]), epoch
+        assert torch.equal(weights(model2), weights(model)), epoch
+        assert callback2.balancers[0].measurements == callback.balancers[0].measurements
 
 
 @pytest.mark.parametrize("step", [2, 5, 6])
@@ -492,12 +486,13 @@ def test_observer_changes_nothing(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("in_place", [False, True])
 def test_compiled_module(tmp_path: Path, in_place: bool) -> None:
-    """With the real compiler; the measurement reads the weights outside of it."""
+    """The measurement reads the weights outside of what is traced; no code need be generated."""
     callback, model = TempBalanceCallback(), Plain(cosine)
     torch._dynamo.reset()
     if in_place:
-        model.net.compile()
-    trainer(tmp_path, callback, epochs=2).fit(model if in_place else torch.compile(model), loader())
+        model.net.compile(backend="aot_eager")
+    compiled = model if in_place else torch.compile(model, backend="aot_eager")
+    trainer(tmp_path, callback, epochs=2).fit(compiled, loader())
     assert set(callback.schedulers[0].multipliers) == {"net.0", "net.3", "net.8", "net.10"}
     assert callback.balancers[0].measurements == 2
     assert len(set(rates(model.trainer.optimizers[0]))) == 4

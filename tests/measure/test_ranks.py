@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from processes import Command
 from torch import Tensor
 
 from tempbalance.measure import ranks
@@ -139,20 +138,11 @@ def two_ranks(folder: Path, text: str, kind: str) -> list[Any]:
     pytest.importorskip("torch.distributed.fsdp", reason="torch was built without distributed")
     file = folder / "worker.py"
     file.write_text(HEAD + text)
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(file), str(rank), str(folder), kind],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+    pair = [
+        Command(folder / f"{rank}.log", str(file), str(rank), str(folder), kind)
         for rank in range(2)
     ]
-    try:
-        output = [process.communicate(timeout=200)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
+    output = [each.finish(timeout=200)[1] for each in pair]
     results = [folder / f"{rank}.json" for rank in range(2)]
     if "cannot import name 'fully_shard'" in "".join(output):
         pytest.skip("FSDP2 is not public before torch 2.6")

@@ -103,9 +103,8 @@ def test_normalize_keeps_the_mean_over_parameters() -> None:
     assert len(set(decays(optimizer))) == 3
 
 
-@pytest.mark.parametrize("step", [0, 1, 4, 7])
 @pytest.mark.parametrize("order", ["rate first", "decay first", "decay alone"])
-def test_saved_at_any_step(step: int, order: str) -> None:
+def test_saved_at_any_step(order: str) -> None:
     """With a schedule built before, in either order of construction."""
 
     def build(seed: int) -> Any:
@@ -134,13 +133,17 @@ def test_saved_at_any_step(step: int, order: str) -> None:
         return seen
 
     whole = build(0)
-    seen = go(whole, 0, 10)
-    first, again = build(0), build(1)
-    go(first, 0, step)
-    for thing, state in zip(again, [copy.deepcopy(x.state_dict()) for x in first], strict=True):
-        thing.load_state_dict(state)
-    assert go(again, step, 10) == seen[step:]
-    assert weights(again[0]).equal(weights(whole[0]))
+    seen: list[Any] = []
+    saved = {}
+    for step in (0, 1, 4, 7, 10):
+        seen += go(whole, len(seen), step)
+        saved[step] = [copy.deepcopy(x.state_dict()) for x in whole]
+    for step in (0, 1, 4, 7):
+        again = build(1)
+        for thing, state in zip(again, saved[step], strict=True):
+            thing.load_state_dict(state)
+        assert go(again, step, 10) == seen[step:]
+        assert weights(again[0]).equal(weights(whole[0]))
     assert len({decay for row in seen for _, decay in row}) > 2
     assert len({rate for row in seen for rate, _ in row}) > 5
 

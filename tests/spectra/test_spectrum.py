@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import threading
 from collections.abc import Callable, Iterator
@@ -353,6 +354,7 @@ def test_measuring_in_a_thread_of_the_user() -> None:
 # --- the float32 Gram matrix and its guard: a table of spectra ------------------------------------
 
 
+@functools.cache
 def spectra_families(n: int) -> dict[str, npt.NDArray[np.float64]]:
     """Square matrices from healthy to nearly singular, by the shape of their spectrum."""
     rng = np.random.default_rng(n)
