@@ -10,19 +10,22 @@ OLDEST ?= .venv-oldest
 TEST_ENV := OMP_NUM_THREADS=1 WANDB_MODE=offline MPLBACKEND=Agg
 WORKERS ?= 2
 
-.PHONY: demo test test-fast test-oldest lint format docs bench release-check clean
+.PHONY: demo test test-ci test-fast test-oldest lint format docs bench release-check clean
 
 demo: $(STAMP)  ## shape bias, a training with the one line, three methods over three seeds: one page
 	$(BIN)/python -m experiments.quickstart
 
-test: $(STAMP)  ## all tests
-	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+test: $(STAMP)  ## all tests but the few of `make test-ci`
+	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not ci"
+
+test-ci: $(STAMP)  ## notebooks, the demonstration, the wheel, a whole library of optimizers, a sweep
+	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m ci
 
 test-fast: $(STAMP)  ## all tests but those that start processes or train for long
-	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow"
+	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow and not ci"
 
 test-oldest: $(OLDEST)/.installed  ## core and integrations with the lowest versions that are allowed
-	$(TEST_ENV) $(OLDEST)/bin/python -m pytest -m "not slow" tests/spectra tests/layers \
+	$(TEST_ENV) $(OLDEST)/bin/python -m pytest -m "not slow and not ci" tests/spectra tests/layers \
 		tests/measure tests/assign tests/balance tests/optim tests/integrations
 
 lint: $(STAMP)  ## style and types

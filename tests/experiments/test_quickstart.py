@@ -14,7 +14,7 @@ from experiments.page import Code, Picture, Section, Table, page
 SMALL = ("data.share=0.2", "model.width=4", "trainer.max_epochs=2")
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 def test_the_demonstration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--outputs", str(tmp_path), "--seeds", "1,2", *SMALL]
     assert quickstart.main(options) == 0

@@ -154,7 +154,7 @@ def test_a_failure_in_a_sweep_is_recorded_and_returned_as_none(
     summary.on_multirun_end(cfg)  # none of this sweep's own failed
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 def test_a_failed_job_does_not_lose_the_others_side_by_side(tmp_path: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     launcher = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "threads=1")

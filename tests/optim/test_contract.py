@@ -50,7 +50,7 @@ def plain(value: Any) -> Any:
 @pytest.mark.parametrize(
     "library",
     [
-        pytest.param(name, marks=[pytest.mark.slow] if name == "pytorch_optimizer" else [])
+        pytest.param(name, marks=[pytest.mark.ci] if name == "pytorch_optimizer" else [])
         for name in LIBRARIES
     ],
 )

@@ -120,7 +120,7 @@ def test_prune_llm_of_a_folder(
     assert "uniform: 0.50 to 0.50" in out
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_a_notebook_runs_and_is_kept_without_outputs(path: Path, elsewhere: Path) -> None:
     notebook = nbformat.read(path, as_version=4)

@@ -10,7 +10,7 @@ import pytest
 import tempbalance
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 def test_wheel_needs_torch_and_numpy_alone(tmp_path: Path) -> None:
     built = archives.build(tmp_path)
     assert built.wheel.name == f"tempbalance-{tempbalance.__version__}-py3-none-any.whl"
