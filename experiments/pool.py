@@ -39,14 +39,18 @@ def fill(
         while todo := [key for key in missing() if key not in failed]:
             task = bar.add_task(title(todo[0]), total=len(todo))
             waiting = {pool.submit(run, key): key for key in todo}
-            for future in as_completed(waiting):
-                key = waiting[future]
-                try:
-                    keep(key, future.result())
-                except Exception as error:
-                    failed.add(key)
-                    log.error("%s: %s: %s", key, type(error).__name__, error)
-                bar.advance(task)
+            try:
+                for future in as_completed(waiting):
+                    key = waiting[future]
+                    try:
+                        keep(key, future.result())
+                    except Exception as error:
+                        failed.add(key)
+                        log.error("%s: %s: %s", key, type(error).__name__, error)
+                    bar.advance(task)
+            except BaseException:  # Ctrl-C: what has not begun does not begin
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
     return len(failed)
 
 

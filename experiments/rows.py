@@ -12,15 +12,21 @@ R = TypeVar("R")
 
 
 def read(path: Path, kind: type[R]) -> list[R]:
-    """The rows of a file, by the types of the dataclass; none where there is no file."""
+    """The rows of a file, by the types of the dataclass; none where there is no file.
+
+    Raises: ValueError for a row that is cut off, naming it.
+    """
     if not path.is_file():
         return []
     kinds = typing.get_type_hints(kind)
     with path.open(newline="") as file:
-        return [
-            kind(**{name: _parsed(text, kinds[name]) for name, text in line.items()})
-            for line in csv.DictReader(file)
-        ]
+        lines = list(csv.DictReader(file))
+    for number, line in enumerate(lines, start=2):
+        if None in line or None in line.values():
+            raise ValueError(f"{path}, row {number}: cut off, or two in one; delete it")
+    return [
+        kind(**{name: _parsed(text, kinds[name]) for name, text in line.items()}) for line in lines
+    ]
 
 
 def _parsed(text: str, kind: Any) -> Any:
@@ -35,6 +41,8 @@ def append(path: Path, row: Any) -> None:
     """Add a row to a file, in one write; the header too, where the file is new."""
     path.parent.mkdir(parents=True, exist_ok=True)
     new = not path.is_file()
+    if not new and not path.read_bytes().endswith(b"\n"):
+        raise ValueError(f"{path}: its last row is cut off; delete it")
     with path.open("a", newline="") as file:
         writer = csv.DictWriter(file, [f.name for f in fields(row)], lineterminator="\n")
         if new:

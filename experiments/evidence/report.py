@@ -130,7 +130,8 @@ def _by_subset(cell: Cell, values: Mapping[int, float]) -> dict[int, float]:
 
 
 def _corrected(cell: Cell, lines: list[Line]) -> list[Line]:
-    if any(len(line.values) < len(cell.finals) for line in lines):
+    few = any(len(line.values) < len(cell.finals) for line in lines)
+    if few or len(lines) < len(cell.variants):
         return lines
     tested = [i for i, x in enumerate(lines) if x.difference and x.difference.p is not None]
     p = statistics.holm([lines[i].difference.p for i in tested])  # type: ignore[misc, union-attr]

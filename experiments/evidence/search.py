@@ -75,40 +75,49 @@ def tune(cell: Cell, name: str, rows: Sequence[Row]) -> tuple[Point | None, list
 
     From the starting point to the best of its neighbours, until none is better.
     """
+    steps, keys = _tuned(cell, name, rows)
+    return (None if steps is None else _point(cell, name, steps)), keys
+
+
+_Steps = tuple[int, int]  # of rate and decay, from the start of the uniform variant
+
+
+def _tuned(cell: Cell, name: str, rows: Sequence[Row]) -> tuple[_Steps | None, list[Key]]:
     variant = cell.variants[name]
-    centre = variant.start
+    centre: _Steps | None = (0, 0)
     if variant.of is not None:
-        centre, _ = tune(cell, variant.of, rows)
+        centre, _ = _tuned(cell, variant.of, rows)
     if centre is None:
         return None, []
     scores = _scores(cell, name, rows)
     for _ in range(_MOVES):
-        points = [centre, *_beside(centre, variant.axes, cell)]
-        keys = [Key(name, *p, s) for p in points if p not in scores for s in cell.tuning]
+        around = [centre, *_beside(centre, variant.axes)]
+        points = {steps: _point(cell, name, steps) for steps in around}
+        keys = [Key(name, *p, s) for p in points.values() if p not in scores for s in cell.tuning]
         if keys:
             return None, keys
-        best = min(points, key=lambda point: (scores[point], points.index(point)))
+        best = min(around, key=lambda steps: (scores[points[steps]], around.index(steps)))
         if best == centre:
             break
         centre = best
     return centre, []
 
 
-def _beside(point: Point, axes: Iterable[str], cell: Cell) -> list[Point]:
-    rate, decay = point
-    out = []
+def _beside(steps: _Steps, axes: Iterable[str]) -> list[_Steps]:
+    rate, decay = steps
+    out: list[_Steps] = []
     for axis in axes:
-        for factor in (1 / cell.factors[axis], cell.factors[axis]):
-            if axis == RATE:
-                out.append((_rounded(rate * factor), decay))
-            elif axis == DECAY:
-                out.append((rate, _rounded(decay * factor)))
+        for step in (-1, 1):
+            out.append((rate + step, decay) if axis == RATE else (rate, decay + step))
     return out
 
 
-def _rounded(value: float) -> float:
-    """To three digits, so that a step forth and a step back meet."""
-    return float(f"{value:.3g}")
+def _point(cell: Cell, name: str, steps: _Steps) -> Point:
+    start = cell.variants[cell.root(name)].start
+    assert start is not None
+    factors = cell.factors[RATE], cell.factors[DECAY]
+    rate, decay = (float(f"{s * f**n:.3g}") for s, f, n in zip(start, factors, steps, strict=True))
+    return rate, decay
 
 
 def _scores(cell: Cell, name: str, rows: Iterable[Row]) -> dict[Point, float]:

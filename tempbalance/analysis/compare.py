@@ -82,8 +82,15 @@ def compare(a: Report, b: Report, *, progress: Callable[[float], None] | None = 
         progress: called with the share of the simulation that was just done.
 
     Raises:
+        TypeError: for what is no report.
         ValueError: if the two were measured in different ways.
     """
+    for given in (a, b):
+        if not isinstance(given, Report):
+            raise TypeError(
+                f"compare takes two reports, got {type(given).__name__}: "
+                "compare(analyze(earlier), analyze(later))"
+            )
     if a.method != b.method:
         raise ValueError("the two reports were measured in different ways: give both one method")
     second = {layer.name: layer for layer in b}

@@ -143,7 +143,11 @@ def _open_torch(file: Path, key: str | None, opened: Opened) -> Checkpoint:
     content = _read_pickle(file)
     where, state = _find_state(_under(content, key, file))
     if not state:
-        cure = "name the right key with --key" if content else "save model.state_dict()"
+        cure = (
+            "name the right key with --key (in Python, pass torch.load(FILE)[KEY])"
+            if content
+            else "save model.state_dict()"
+        )
         raise CheckpointError(f"{file} holds no state dict; {_inside(content)}; {cure}")
     notes = () if key else _beside(content, where)
     if not zipfile.is_zipfile(file):  # an old format: all of it is in memory

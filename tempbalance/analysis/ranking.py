@@ -110,6 +110,7 @@ def rank(
 
     Raises:
         ImportError: with scores and without scipy.
+        TypeError: for a sequence of anything but paths.
         ValueError: for fewer than two models, a model without a score or a score without a model,
             or models that have no layer in common.
     """
@@ -284,6 +285,11 @@ def _named(paths: Sequence[str | os.PathLike[str]]) -> list[str]:
     """File names where they differ, else the paths."""
     if isinstance(paths, str):
         raise ValueError(f"rank needs at least two models, got the one path {paths!r}")
+    if wrong := [path for path in paths if not isinstance(path, str | os.PathLike)]:
+        raise TypeError(
+            f"rank names models by their paths, got a {type(wrong[0]).__name__}: give models by "
+            "name, rank({'small': model, ...})"
+        )
     short = [Path(path).name for path in paths]
     return short if len(set(short)) == len(short) else [str(path) for path in paths]
 

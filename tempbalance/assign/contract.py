@@ -126,7 +126,10 @@ class Population(Sequence[str]):
                 "call it with Population(kinds, nulls=lambda: [(mean, std), ...]), as "
                 "tempbalance.null_alpha gives them"
             )
-        return self.nulls()
+        found = self.nulls()
+        if len(found) != len(self.kinds):
+            raise ValueError(f"{len(found)} nulls for {len(self.kinds)} layers: one a layer")
+        return found
 
 
 def _some(nulls: Callable[[], Nulls], places: Sequence[int]) -> Nulls:

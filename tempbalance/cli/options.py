@@ -47,13 +47,15 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--device", default="cpu", help="where to measure (default: cpu)")
 
 
-def add_method(parser: argparse.ArgumentParser) -> None:
-    """What is measured, and how."""
+def add_method(
+    parser: argparse.ArgumentParser, windows: str = "farms, covering all", fit: str = "hill"
+) -> None:
+    """What is measured, and how; the defaults are those of the command."""
     group = parser.add_argument_group("method")
     group.add_argument(
         "--windows", action="append", metavar="[PATTERN=]KIND",
-        help=f"which submatrices are measured: {', '.join(_WINDOWS)} (default: farms, covering "
-        "all). By pattern of layers, name or type, if repeated, the first that matches: --windows "
+        help=f"which submatrices are measured: {', '.join(_WINDOWS)} (default: {windows}). "
+        "By pattern of layers, name or type, if repeated, the first that matches: --windows "
         "Linear=released-linear --windows '*=released-conv'",
     )  # fmt: skip
     group.add_argument(
@@ -69,7 +71,7 @@ def add_method(parser: argparse.ArgumentParser) -> None:
         "--pool", choices=("spectrum", "alpha"),
         help="one fit of all windows (default), or the mean of a fit for each",
     )  # fmt: skip
-    group.add_argument("--fit", choices=tuple(_FITS), default="hill", help="default: hill")
+    group.add_argument("--fit", choices=tuple(_FITS), default=fit, help=f"default: {fit}")
     group.add_argument("--xmin-pos", type=float, metavar="X", help="of --fit hill (default: 2)")
     group.add_argument(
         "--min-eigs", type=int, default=10, metavar="N",

@@ -22,7 +22,8 @@ def add(commands: Any) -> None:
         help="metrics of several models side by side, and how well they order them",
         description="Measure several models of one series and show weighted alpha, log norms, "
         "stable rank, mean alpha, parameter count and depth beside each other, on the layers that "
-        "all of them have. With scores, Kendall's tau of every metric.",
+        "all of them have; on whole matrices with the KS fit, unless told otherwise. With scores, "
+        "Kendall's tau of every metric.",
         epilog="example: tempbalance rank small.pt medium.pt large.pt --scores accuracy.csv",
     )
     parser.add_argument("checkpoints", nargs="+", metavar="CHECKPOINT", help=given.CHECKPOINT)
@@ -34,8 +35,8 @@ def add(commands: Any) -> None:
         "--lower-is-better", action="store_true", help="the scores are errors or losses"
     )
     given.add_model(parser)
-    given.add_method(parser)
-    parser.set_defaults(run=_run, fit="ks")
+    given.add_method(parser, windows="whole", fit="ks")  # the published method
+    parser.set_defaults(run=_run)
     parser.add_argument(
         "--json", nargs="?", const="-", metavar="FILE",
         help="write JSON to a file, or instead of the table to stdout",

@@ -21,7 +21,7 @@ from tempbalance.layers.layer import Layer
 from tempbalance.measure.measurement import measured
 from tempbalance.measure.method import Method
 from tempbalance.measure.records import LayerRecord
-from tempbalance.spectra.by_layer import ByLayer, windows_of
+from tempbalance.spectra.by_layer import windows_of
 from tempbalance.spectra.grid import Windows
 from tempbalance.spectra.powerlaw import Fit, Hill
 from tempbalance.spectra.windows import Farms
@@ -30,6 +30,7 @@ from tempbalance.spectra.windows import Farms
 # three seconds of a core), within these bounds. With 64 the standard deviation is known to 9%, with
 # 8 to 27%.
 _WORK = 1e10
+_TOGETHER = 2  # draws that are measured in one go
 _FEWEST, _MOST = 8, 64
 # Shapes whose draws are remembered in a process.
 _REMEMBERED = 4096
@@ -173,28 +174,27 @@ def _simulated(
     counts: Sequence[int],
     progress: Callable[[float], None] | None = None,
 ) -> list[NullAlpha | None]:
-    """The null of each kind by so many draws; what is not remembered is measured together."""
+    """The null of each kind by so many draws, those that are remembered first.
+
+    Always measured by twos, so that a draw is the same to the last bit whatever was drawn before
+    and beside it: the batches of a measurement decide how it is rounded.
+    """
     known = [kind.remembered() for kind in kinds]
-    missing = [
-        (k, i)
-        for k, (alphas, count) in enumerate(zip(known, counts, strict=True))
-        for i in range(len(alphas), count)
-    ]
-    drawn = [list(alphas) for alphas in known]
-    if missing:
-        patterns = {f"{k}.*": kinds[k].windows for k in dict.fromkeys(k for k, _ in missing)}
-        plain = replace(method, windows=ByLayer(patterns), min_eigs=2, keep_spectra=False)
-        twins = [kinds[k].twin(f"{k}.{i}", i) for k, i in missing]
-        for (k, _), record in zip(
-            missing, measured(twins, method=plain, progress=progress), strict=True
-        ):
-            drawn[k].append(record.alpha)
-    elif progress is not None:
+    wanted = sum(max(0, n - len(alphas)) for alphas, n in zip(known, counts, strict=True))
+    nulls = []
+    for kind, alphas, count in zip(kinds, known, counts, strict=True):
+        plain = replace(method, windows=kind.windows, min_eigs=2, keep_spectra=False)
+        while len(alphas) < count:
+            first = len(alphas)
+            twins = [kind.twin(f"twin.{i}", i) for i in range(first, first + _TOGETHER)]
+            alphas.extend(record.alpha for record in measured(twins, method=plain))
+            if progress is not None:
+                progress(min(_TOGETHER, count - first) / wanted)
+        # Where more are known than asked for, the first: what fewer would have given alone.
+        nulls.append(_null(alphas[:count]))
+    if progress is not None and not wanted:
         progress(1.0)
-    for alphas, more in zip(known, drawn, strict=True):
-        alphas[:] = more  # one draw is the same whoever made it
-    # Where more are known than asked for, the first: what fewer would have given alone.
-    return [_null(alphas[:count]) for alphas, count in zip(drawn, counts, strict=True)]
+    return nulls
 
 
 def _null(drawn: Sequence[float | None]) -> NullAlpha | None:

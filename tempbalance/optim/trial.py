@@ -171,7 +171,9 @@ def _toys(sizes: Sizes) -> Toys:
     generator = torch.Generator().manual_seed(1)
 
     def toy(like: Tensor) -> Tensor:
-        small = torch.randn([min(side, _SIDE) for side in like.shape], generator=generator)
+        small = torch.randn(
+            [min(side, _SIDE) for side in like.shape], generator=generator, device="cpu"
+        )
         return small.to(like.device, like.dtype).requires_grad_()
 
     return [[[toy(p) for p in part] for part in parts] for parts in sizes]
@@ -182,7 +184,15 @@ def _reaches_out(value: Any) -> bool:
 
     A step that needs it fails then, and tells nothing.
     """
-    return isinstance(value, nn.Module) or inspect.ismethod(value) or inspect.isfunction(value)
+    if inspect.isfunction(value):
+        return any(isinstance(held, nn.Module | Tensor | Optimizer) for held in _closed_over(value))
+    return isinstance(value, nn.Module) or inspect.ismethod(value)
+
+
+def _closed_over(function: Any) -> Iterator[Any]:
+    for cell in function.__closure__ or ():
+        with contextlib.suppress(ValueError):  # a name that has no value yet
+            yield cell.cell_contents
 
 
 def _copied(value: Any, instead: Mapping[int, Tensor]) -> Any:

@@ -72,7 +72,7 @@ def _methods(cls: type) -> Iterable[types.CodeType]:
 
     Its own are those down to the class that wrote its step; hooked or not, a step bears that name.
     """
-    writer = getattr(cls, "step", cls).__qualname__.rpartition(".")[0]
+    writer = getattr(getattr(cls, "step", cls), "__qualname__", "").rpartition(".")[0]
     for each in cls.__mro__:
         if each is Optimizer:
             return

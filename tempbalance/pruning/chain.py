@@ -35,6 +35,11 @@ class _Call:
         }
         return args, kwargs
 
+    @property
+    def form(self) -> Any:
+        """Names, kinds and shapes of the arguments."""
+        return [_form(a) for a in self.args], {name: _form(a) for name, a in self.kwargs.items()}
+
     def others_as(self, first: _Call) -> bool:
         """Whether all but the outputs of the block before is what the first block got."""
         return (
@@ -62,6 +67,14 @@ class _Call:
         return _Call(tuple(args), kwargs)
 
 
+def _form(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.shape, value.dtype
+    if isinstance(value, tuple | list):
+        return [_form(one) for one in value]
+    return value if isinstance(value, bool | int | float | str | None) else type(value)
+
+
 _DONE = _Call((), {})
 
 
@@ -80,22 +93,29 @@ class Chain:
     def record(self, run: Callable[[int], None], batches: int) -> bool:
         """Pass every batch through the model once; False where the blocks form no chain.
 
-        Where the first batch shows that all blocks get the same objects beside the outputs of the
-        one before, the others go no further than the first block.
+        Where a batch shows that all blocks get the same objects beside the outputs of the one
+        before, others of the same form go no further than the first block.
         """
-        alike = False
+        alike: list[list[_Call]] = []  # of batches of several forms
         for i in range(batches):
-            recorder = _Recorder(self.blocks, whole=not i, first_only=alike)
-            if not recorder.run(lambda i=i: run(i)):  # type: ignore[misc]
-                return False
-            first, *others = calls = recorder.calls
-            if alike:
-                calls = [first, *(call.with_others_of(first) for call in self._calls[0][1:])]
+            calls = self._seen(run, i, first_only=True) if alike else None
+            first = calls[0] if calls else None
+            known = next((each for each in alike if first and each[0].form == first.form), None)
+            if first is not None and known is not None:
+                calls = [first, *(call.with_others_of(first) for call in known[1:])]
             else:
-                alike = not i and all(call.others_as(first) for call in others)
+                calls = self._seen(run, i, first_only=False)
+                if calls is None:
+                    return False
+                if all(call.others_as(calls[0]) for call in calls[1:]):
+                    alike.append(calls)
             self._calls.append(calls)
         self._outputs = [()] * batches
         return True
+
+    def _seen(self, run: Callable[[int], None], i: int, first_only: bool) -> list[_Call] | None:
+        recorder = _Recorder(self.blocks, whole=not i, first_only=first_only)
+        return recorder.calls if recorder.run(lambda: run(i)) else None
 
     def run(self, block: int, keep: bool) -> None:
         """A block on all batches; with ``keep`` its outputs become the inputs of the next."""

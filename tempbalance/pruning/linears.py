@@ -60,7 +60,9 @@ def linears(
         ValueError: naming layers that are not there or are not linear, ratios out of range, and
             weights that cannot be pruned, with the cure.
     """
-    modules = dict(named_modules(model))
+    # A model that is one linear layer is named for its weight, as in reports.
+    whole = "weight" if "weight" in ratios else ""
+    modules = {name or whole: module for name, module in named_modules(model)}
     if unknown := [name for name in ratios if name not in modules]:
         raise ValueError(f"no layer {some(unknown)}; see tempbalance.pruning.linear_layers(model)")
     found = {

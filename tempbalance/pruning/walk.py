@@ -130,8 +130,14 @@ def _reached(model: nn.Module, linears: Sequence[Linear], calls: Sequence[Any]) 
 
     handles = [linear.module.register_forward_pre_hook(hook) for linear in linears]
     try:
-        for call in calls:
-            run(model, call)
+        for i, call in enumerate(calls):
+            try:
+                run(model, call)
+            except Exception as error:
+                raise ValueError(
+                    f"the model cannot be run on batches[{i}] ({type(error).__name__}: {error}): "
+                    "give inputs alone, without labels, as the model takes them"
+                ) from error
             if not missing:
                 break
     finally:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
+import time
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
-from experiments import rows, sweep
+from experiments import pool, rows, sweep
 from experiments.evidence import __main__ as command
 from experiments.evidence import report
 from experiments.evidence.cells import CELLS, DECAY, RATE, Cell, Variant
@@ -168,3 +171,39 @@ def test_subsets_count_as_one_pair_each() -> None:
     assert (line.difference.n, line.subsets.n) == (4, 2)
     assert line.difference.mean == pytest.approx(10.0) == line.subsets.mean
     assert line.subsets.se == pytest.approx(10.0)
+
+
+def test_steps_forth_and_back_meet_whatever_the_start() -> None:
+    start = {"uniform": dataclasses.replace(CELL.variants["uniform"], start=(0.1, 1e-4))}
+    cell = dataclasses.replace(CELL, variants={**CELL.variants, **start})
+    for rate in (0.03, 0.1, 0.119, 0.3):
+        rates = sorted({r.rate for r in searched(cell, rate, 1e-4)})
+        assert all(b / a > 1.3 for a, b in itertools.pairwise(rates)), rates
+
+
+def test_a_row_that_is_cut_off_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    for seed in (1, 2):
+        rows.append(path, row(Key("uniform", 0.1, 0.01, seed), 1.5))
+    path.write_text(path.read_text()[:-12])
+    with pytest.raises(ValueError, match="last row is cut off"):
+        rows.append(path, row(Key("uniform", 0.1, 0.01, 3), 1.5))
+    path.write_text(path.read_text()[:-20])
+    with pytest.raises(ValueError, match="row 3"):
+        rows.read(path, Row)
+
+
+def test_an_interrupted_table_runs_nothing_more() -> None:
+    ran: list[int] = []
+
+    def run(key: int) -> int:
+        ran.append(key)
+        time.sleep(0.1)
+        return key
+
+    def keep(key: int, result: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pool.fill(lambda: list(range(20)), run, keep, 1, Console(quiet=True), title=str)
+    assert len(ran) <= 3

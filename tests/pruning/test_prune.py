@@ -116,13 +116,13 @@ def test_each_block_is_fed_by_pruned_ones(make: Callable[[], nn.Module], method:
         torch.testing.assert_close(value, wanted[name], rtol=1e-4, atol=1e-6)
 
 
-def test_only_the_first_batch_runs_through_all_blocks_to_see_how_they_are_called() -> None:
+def test_one_batch_of_each_form_runs_through_all_blocks_to_see_how_they_are_called() -> None:
     model = llama()
     calls: list[int] = []
     last = model.model.layers[-1]  # type: ignore[union-attr, index]
     last.register_forward_hook(lambda *_: calls.append(1))
     prune(model, uniform(model, 0.5), Wanda(), batches(5))
-    assert len(calls) == 1 + 5  # how is it called; then the statistics
+    assert len(calls) == 2 + 5  # with a mask and without one; then the statistics
 
 
 @pytest.mark.parametrize("method", [Magnitude(), Wanda(), SparseGPT()])
@@ -329,3 +329,47 @@ def test_a_method_must_be_an_object() -> None:
         prune(bad(0.0), {"0": 0.5}, Magnitude)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="an object such as Wanda"):
         prune(bad(0.0), {"0": 0.5}, "wanda")  # type: ignore[arg-type]
+
+
+class Masked(nn.Module):
+    """Blocks that share one mask for short inputs, and have one each for long ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Scaled() for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        one = torch.ones(8)
+        for i, block in enumerate(self.blocks):
+            x = block(x, one if len(x) <= 4 else one / (i + 1))
+        return x
+
+
+class Scaled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        return self.linear(x * mask)
+
+
+def test_batches_of_another_form_are_seen_whole() -> None:
+    torch.manual_seed(0)
+    model = Masked()
+    given = [{"x": torch.randn(2, 8)}, {"x": torch.randn(64, 8)}]
+    wanted = one_at_a_time(copy.deepcopy(model), Wanda(), 0.5, given)
+    prune(model, uniform(model, 0.5), Wanda(), given)
+    for a, b in zip(model.parameters(), wanted.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_batches_with_labels_are_named() -> None:
+    model = nn.Sequential(nn.Linear(8, 8))
+    with pytest.raises(ValueError, match=r"batches\[0\].*without labels"):
+        prune(model, uniform(model, 0.5), Wanda(), [(torch.randn(2, 8), torch.zeros(2))])
+
+
+def test_a_model_that_is_one_layer_has_the_name_that_its_report_gives() -> None:
+    model = nn.Linear(16, 8)
+    assert prune(model, uniform(model, 0.5), Magnitude()).sparsity == pytest.approx(0.5, abs=0.02)
