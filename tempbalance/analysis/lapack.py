@@ -9,7 +9,9 @@ call of its own and not for measurements beside a training.
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,8 +37,33 @@ def numpy_alone() -> Iterator[Solver | None]:
     if not any("numpy" in library["filepath"] for library in openblas.info()):
         yield None
         return
-    with openblas.limit(limits=1):
+    _HELD.enter(openblas)
+    try:
         yield eigenvalues
+    finally:
+        _HELD.leave()
+
+
+class _Held:
+    """One thread for OpenBLAS while anyone asks for it: callers overlap, and the last restores."""
+
+    def __init__(self) -> None:
+        self._lock, self._callers, self._limit = threading.Lock(), 0, contextlib.ExitStack()
+
+    def enter(self, openblas: Any) -> None:
+        with self._lock:
+            if not self._callers:
+                self._limit.enter_context(openblas.limit(limits=1))
+            self._callers += 1
+
+    def leave(self) -> None:
+        with self._lock:
+            self._callers -= 1
+            if not self._callers:
+                self._limit.close()
+
+
+_HELD = _Held()  # of the process, as the threads of OpenBLAS are
 
 
 def eigenvalues(windows: Tensor) -> Tensor:

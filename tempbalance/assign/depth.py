@@ -30,12 +30,14 @@ def _numbered(part: str) -> bool:
 
 
 def role_of(name: str) -> str:
-    """What a layer does in its block: the last part of its name that is no number.
+    """What a layer does in its block: the last part of its name that is no number or wrapper.
 
     >>> role_of("model.layers.3.self_attn.q_proj"), role_of("features.0")
     ('q_proj', 'features')
+    >>> role_of("base_model.model.layers.3.self_attn.q_proj.base_layer")  # of peft
+    'q_proj'
     """
-    parts = [part for part in name.split(".") if not part.isdigit()]
+    parts = [p for p in name.split(".") if not p.isdigit() and p not in ("base_layer", "default")]
     return parts[-1] if parts else name
 
 

@@ -49,3 +49,19 @@ def test_without_threadpoolctl_there_is_no_solver(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(sys.modules, "threadpoolctl", None)
     with numpy_alone() as solver:
         assert solver is None
+
+
+def test_callers_that_overlap_leave_the_threads_as_they_were() -> None:
+    threadpoolctl = pytest.importorskip("threadpoolctl")
+
+    def threads() -> list[int]:
+        found = threadpoolctl.ThreadpoolController().select(internal_api="openblas").info()
+        return [library["num_threads"] for library in found]
+
+    before = threads()
+    first, second = numpy_alone(), numpy_alone()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    second.__exit__(None, None, None)
+    assert threads() == before

@@ -124,6 +124,20 @@ class Mean(Optimizer):
                 p.data.sub_(p.grad / size, alpha=group["lr"])
 
 
+class MeanByFunction(Mean):
+    """The same through a function that it holds, which leads to no weight."""
+
+    def __init__(self, params: Any, lr: float = 0.01) -> None:
+        super().__init__(params, lr)
+        self.size = lambda grads: torch.stack([g.abs().mean() for g in grads]).mean()
+
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            size = self.size([p.grad for p in group["params"] if p.grad is not None])
+            for p in group["params"]:
+                p.data.sub_(p.grad / size, alpha=group["lr"])
+
+
 class OneRate(Optimizer):
     """Refuses groups of different rates, as Prodigy does."""
 
@@ -163,6 +177,7 @@ class Nested(torch.optim.AdamW):
     ("cls", "why"),
     [
         (Mean, "over a whole param group"),
+        (MeanByFunction, "over a whole param group"),
         (OneRate, "different rates are not supported"),
         (Warming, "writes the learning rate"),
     ],
