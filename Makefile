@@ -18,7 +18,7 @@ demo: $(STAMP)  ## shape bias, a training with the one line, three methods over 
 test: $(STAMP)  ## all tests but the few of `make test-ci`
 	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not ci"
 
-test-ci: $(STAMP)  ## notebooks, the demonstration, the wheel, a whole library of optimizers, a sweep
+test-ci: $(STAMP)  ## the dozen longest: notebooks, wheel, processes, a whole library of optimizers
 	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m ci
 
 test-fast: $(STAMP)  ## all tests but those that start processes or train for long

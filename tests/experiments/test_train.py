@@ -199,7 +199,7 @@ def test_a_failure_ends_the_wandb_run_too(tmp_path: Path, monkeypatch: Any) -> N
     assert wandb.run is None
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.parametrize("trainer", ["ddp", "fsdp2"])
 def test_two_processes_on_the_cpu(trainer: str, tmp_path: Path) -> None:
     overrides = [

@@ -711,6 +711,7 @@ assert len({group["lr"] for group in trainer.optimizers[0].param_groups}) > 1
 """
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("name", ["pytorch_lightning", "lightning.pytorch"])
 def test_with_one_of_the_two_packages_installed(tmp_path: Path, name: str) -> None:
     """In a process of its own, in which the other package cannot be imported."""

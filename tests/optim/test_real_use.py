@@ -241,7 +241,7 @@ def test_lora_moves_only_its_factors() -> None:
 # --- torch.compile -------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.parametrize("tensor_rate", [False, True])
 def test_compiled_model_and_optimizer_step(tensor_rate: bool) -> None:
     """Frames are counted: a rate that changes every step must not be compiled in."""

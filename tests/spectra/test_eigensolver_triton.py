@@ -22,6 +22,7 @@ needs_triton = pytest.mark.skipif(
 )
 
 
+@pytest.mark.ci
 @needs_triton
 def test_interpreted() -> None:
     path = os.pathsep.join([str(HERE.parent), str(HERE), os.environ.get("PYTHONPATH", "")])
