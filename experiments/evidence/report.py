@@ -40,7 +40,9 @@ def write(folder: Path = RESULTS) -> list[Path]:
     if not any(found.values()):
         return []
     paths = [page]
-    drawn = {name: own(CELLS[name], of) for name, of in found.items() if of}
+    drawn = {
+        name: own(CELLS[name], of, best_points(CELLS[name], of)) for name, of in found.items() if of
+    }
     drawn = {name: lines for name, lines in drawn.items() if any(x.difference for x in lines)}
     if drawn:
         paths.append(folder.parent / "images" / "evidence.png")
@@ -79,42 +81,49 @@ def section(cell: Cell, rows: Sequence[Row]) -> list[str]:
     if wanted:
         text += ["", f"**Not finished**: {len(wanted)} more runs are wanted next. A table with "
                  "a row of fewer seeds than planned has no p."]  # fmt: skip
-    lines = own(cell, rows)
+    best = best_points(cell, rows)
+    lines = own(cell, rows, best)
     if not lines:
         return [*text, "", "No final seed was run yet."]
     text += ["", "Each at its own best rate and decay:", "", *_table(cell, lines)]
-    if shared := at_uniform(cell, rows):
+    if shared := at_uniform(cell, rows, best):
         text += ["", "At the rate and decay of uniform's best:", "", *_table(cell, shared)]
     return text
 
 
-def own(cell: Cell, rows: Sequence[Row]) -> list[Line]:
+def best_points(cell: Cell, rows: Sequence[Row]) -> dict[str, Point]:
+    """The best point of each variant whose search is over."""
+    found = {name: tune(cell, name, rows)[0] for name in cell.variants}
+    return {name: point for name, point in found.items() if point is not None}
+
+
+def own(cell: Cell, rows: Sequence[Row], best: Mapping[str, Point]) -> list[Line]:
     """Every variant at its own best point, p corrected together where all seeds are there."""
-    best = {name: tune(cell, name, rows)[0] for name in cell.variants}
-    return _lines(cell, rows, {name: point for name, point in best.items() if point})
+    return _lines(cell, rows, best, best)
 
 
-def at_uniform(cell: Cell, rows: Sequence[Row]) -> list[Line]:
+def at_uniform(cell: Cell, rows: Sequence[Row], best: Mapping[str, Point]) -> list[Line]:
     """Every variant at the best point of the uniform one that it is compared with."""
-    best = {name: tune(cell, cell.root(name), rows)[0] for name in cell.variants}
-    return _lines(cell, rows, {name: point for name, point in best.items() if point})
+    points = {name: best[root] for name in cell.variants if (root := cell.root(name)) in best}
+    return _lines(cell, rows, points, best)
 
 
-def _lines(cell: Cell, rows: Sequence[Row], points: Mapping[str, Point]) -> list[Line]:
+def _lines(
+    cell: Cell, rows: Sequence[Row], points: Mapping[str, Point], best: Mapping[str, Point]
+) -> list[Line]:
     values: dict[tuple[str, Point], dict[int, float]] = {}
     for row in rows:
         if row.seed in cell.finals:
             values.setdefault((row.variant, row.point), {})[row.seed] = row.value
-    roots = {name: tune(cell, name, rows)[0] for name, v in cell.variants.items() if v.of is None}
     lines = []
     for name, point in points.items():
-        mine = values.get((name, point), {})
         root = cell.root(name)
-        base = values.get((root, roots[root] or point), {})
+        mine, base = values.get((name, point), {}), values.get((root, best[root]), {})
         if not mine:
             continue
-        difference = None if name == root else compare(mine, base, cell.mode)
-        over = None
+        difference = over = None
+        if name != root:
+            difference = compare(mine, base, cell.mode)
         if name != root and cell.subset_of:
             over = compare(_by_subset(cell, mine), _by_subset(cell, base), cell.mode)
         lines.append(Line(name, point, mine, difference, over))

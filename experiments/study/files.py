@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from experiments import rows
 from experiments.study.cells import TUNING_SEED, Cell
 
 RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results"
@@ -54,18 +55,7 @@ def path_of(cell: Cell, folder: Path = RESULTS) -> Path:
 
 def load(path: Path) -> dict[tuple[str, float, int], Run]:
     """Runs of a file by their key; none where there is no file."""
-    if not path.is_file():
-        return {}
-    kinds = {"rate": float, "seed": int, "value": float, "second": float, "held_out": float}
-    kinds |= {"seconds": float, "measuring": float}
-    runs = {}
-    with path.open(newline="") as file:
-        for row in csv.DictReader(file):
-            values: dict[str, Any] = {k: kinds.get(k, str)(v) for k, v in row.items()}
-            values["changed"] = row["changed"] == "True"
-            run = Run(**values)
-            runs[run.key] = run
-    return runs
+    return {run.key: run for run in rows.read(path, Run)}
 
 
 def save(path: Path, runs: Iterable[Run]) -> None:

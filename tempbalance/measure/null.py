@@ -56,6 +56,11 @@ class _Kind:
     fit: Fit
     device: str
 
+    @property
+    def key(self) -> tuple[_Shape, bool, int, str]:
+        """What sets kinds of one method apart, whose windows may be without a hash."""
+        return self.shape, self.is_complex, id(self.windows), self.device
+
     def enough(self, fewest: int = _FEWEST) -> int:
         """Draws for its mean and standard deviation; ``fewest`` for a very large one."""
         slices, rows, cols = self.shape
@@ -158,13 +163,11 @@ def null_alphas(
         progress: called with the share of the simulation that was just done.
     """
     kinds = {layer.name: _kind_of(layer, method, complex_) for layer in layers}
-    wanted = {(k.shape, k.is_complex, id(k.windows), k.device): k for k in kinds.values()}
+    wanted = {kind.key: kind for kind in kinds.values()}
     counts = [kind.enough(fewest) for kind in wanted.values()]
     nulls = _simulated(list(wanted.values()), method, counts, progress)
     found = dict(zip(wanted, nulls, strict=True))
-    by_name = {
-        name: found[k.shape, k.is_complex, id(k.windows), k.device] for name, k in kinds.items()
-    }
+    by_name = {name: found[kind.key] for name, kind in kinds.items()}
     return {name: null for name, null in by_name.items() if null is not None}
 
 

@@ -30,11 +30,8 @@ class Parts:
 
     def __init__(self, scale: Scale, fields: Sequence[str]) -> None:
         self._scale = scale
-        self._fixed = {
-            *fields,
-            "params",
-            "param_names",
-        }  # what an optimizer's writing is not kept of
+        # What an optimizer's writing is not kept of.
+        self._fixed = {*fields, "params", "param_names"}
         self._hosts: dict[int, Host] = {}
         self._own: dict[_Key, dict[str, Any]] = {}  # what the optimizer wrote, by part
         self._left: dict[int, dict[str, Any]] = {}  # and what of it was left in the user's group

@@ -166,7 +166,7 @@ def test_subsets_count_as_one_pair_each() -> None:
         dataclasses.replace(r, value=0.5 + test[r.seed] * (r.variant == "method"))
         for r in done if r.seed < 1000
     ] + [r for r in done if r.seed >= 1000]  # fmt: skip
-    line = {x.variant: x for x in report.own(cell, done)}["method"]
+    line = {x.variant: x for x in report.own(cell, done, report.best_points(cell, done))}["method"]
     assert line.difference is not None and line.subsets is not None
     assert (line.difference.n, line.subsets.n) == (4, 2)
     assert line.difference.mean == pytest.approx(10.0) == line.subsets.mean
